@@ -1,0 +1,105 @@
+"""The embedded data: the same bytes on every machine, balanced, independent of n, and boxes and masks that agree."""
+import hashlib
+import time
+
+import numpy as np
+import pytest
+
+from zsq_lab import shapes
+from zsq_lab.shapes import CLASSES, draw_images, draw_scenes
+
+IMAGES_SHA256 = "?"
+SCENES_SHA256 = "?"
+
+
+def digest(*arrays):
+    """sha256 of the values, in little-endian order whatever the machine."""
+    joined = b"".join(np.ascontiguousarray(a, np.dtype(a.dtype).newbyteorder("<")).tobytes() for a in arrays)
+    return hashlib.sha256(joined).hexdigest()
+
+
+def test_the_same_images_on_every_machine():
+    assert digest(*draw_images(120, 0)) == IMAGES_SHA256, "the drawing changed: checkpoints on embedded data are void"
+
+
+def test_the_same_scenes_on_every_machine():
+    images, masks, boxes, labels = draw_scenes(15, 0)
+    assert digest(images, masks, *boxes, *labels) == SCENES_SHA256
+
+
+def test_types_shapes_and_balance():
+    images, labels = draw_images(200, 3)
+    assert (images.shape, images.dtype, labels.dtype) == ((200, 3, 32, 32), np.uint8, np.int64)
+    assert len(CLASSES) == len(shapes._SHAPES) == 10
+    assert (np.sort(labels.reshape(-1, 10), axis=1) == np.arange(10)).all(), "each run of ten holds each class once"
+    assert images.min() == 0 and images.max() == 255
+
+
+@pytest.mark.parametrize("n", [0, 1, 37, 150])
+def test_the_first_images_do_not_depend_on_n(n):
+    images, labels = draw_images(230, 5)
+    first, first_labels = draw_images(n, 5)
+    assert np.array_equal(first, images[:n]) and np.array_equal(first_labels, labels[:n])
+
+
+def test_nor_on_how_many_are_drawn_at_a_time(monkeypatch):
+    images, scenes = draw_images(60, 5)[0], draw_scenes(25, 5)[0]
+    monkeypatch.setattr(shapes, "_CHUNK_PIXELS", 20 * 32 * 32)
+    assert np.array_equal(draw_images(60, 5)[0], images)
+    monkeypatch.setattr(shapes, "_CHUNK_PIXELS", 20 * 96 * 96)
+    assert np.array_equal(draw_scenes(25, 5)[0], scenes)
+
+
+def test_seeds_give_different_images():
+    train, test = draw_images(100, shapes.TRAIN_SEED)[0], draw_images(100, shapes.TEST_SEED)[0]
+    assert len({image.tobytes() for image in [*train, *test]}) == 200
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_boxes_and_masks_of_scenes_agree(size):
+    images, masks, boxes, labels = draw_scenes(40, 2, size)
+    assert images.shape == (40, 3, size, size) and masks.shape == (40, size, size)
+    assert len(boxes) == len(labels) == 40 and sum(map(len, labels)) >= 36
+    assert masks.dtype == np.uint8 and masks.max() <= 10
+    for mask, box, label in zip(masks, boxes, labels):
+        assert box.shape == (len(label), 4) and label.dtype == np.int64
+        assert set(np.unique(mask)) - {0} == set(label + 1)
+        outside = mask > 0
+        for (x0, y0, x1, y1), shape in zip(box.astype(int), label):
+            assert 0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size
+            inside = mask[y0:y1, x0:x1] == shape + 1
+            assert inside.sum() >= shapes.MIN_VISIBLE
+            assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any(), "box is tight"
+            outside[y0:y1, x0:x1] &= ~inside
+        assert not outside.any(), "every shape pixel lies in a box of its class"
+
+
+def test_shapes_look_like_their_names():
+    """Areas and corners against what geometry says, on a fine grid over [-1.2, 1.2]^2."""
+    axis = (np.arange(1200, dtype=np.float32) + 0.5) / 500 - 1.2
+    u, v = np.meshgrid(axis, axis)
+    inside = {name: shape(u, v) < 0 for name, shape in zip(CLASSES, shapes._SHAPES)}
+    area = {name: region.sum() / 500**2 for name, region in inside.items()}
+    star_radius = 0.36 / ((5**0.5 - 1) / 4)  # inradius of the inner pentagon / cos 72 degrees
+    expected = {"disc": np.pi * 0.85**2, "ring": np.pi * (0.96**2 - 0.48**2), "square": 1.5**2, "bar": 2 * 0.68,
+                "cross": 2 * 1.9 * 0.56 - 0.56**2, "triangle": 3 * 3**0.5 * 0.55**2, "star": 1.12257 * star_radius**2}
+    for name, value in expected.items():
+        assert area[name] == pytest.approx(value, rel=0.01), name
+    for name, region in inside.items():
+        assert 0.5 < area[name] < 2.4, name
+        assert not region[[0, -1]].any() and not region[:, [0, -1]].any(), f"{name} is cut off"
+
+
+def test_bad_arguments_are_one_clear_error():
+    for call in (lambda: draw_images(-1, 0), lambda: draw_images(3, -1), lambda: draw_scenes(-1, 0)):
+        with pytest.raises(ValueError, match="0 or more"):
+            call()
+    for size in (0, -32, 100):
+        with pytest.raises(ValueError, match="multiple of 32"):
+            draw_scenes(1, 0, size)
+
+
+def test_ten_thousand_images_take_under_five_seconds():
+    started = time.process_time()  # of this process: other work on the machine does not count
+    draw_images(2000, 0)
+    assert time.process_time() - started < 1.0

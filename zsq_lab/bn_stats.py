@@ -1,0 +1,121 @@
+"""What BatchNorm remembers: reading the stored statistics, and measuring how far a batch is from them.
+
+A BatchNorm stores the mean and variance of its input over the training set; a folded one knows the same of its output
+(beta and |gamma|). `BatchNormStatistics` watches both kinds and gives the matching loss of ZeroQ (Cai et al. 2020) and
+ZS-CGAN (Choi et al. 2022); `remembered_activations` lets the layers speak from memory, without any image.
+Notebook 03 builds the first, notebook 02 uses the second.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .folding import FoldedBatchNorm, affine
+from .graph import BATCH_NORMS
+
+
+def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `model` that remember statistics: BatchNorms that track them, and folded BatchNorms."""
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, FoldedBatchNorm)
+            or isinstance(module, BATCH_NORMS) and module.running_mean is not None}
+
+
+def require_statistics(model: nn.Module, purpose: str) -> None:
+    """Raise ValueError for a model without BatchNorm statistics, saying what they were wanted for."""
+    if not statistics_layers(model):
+        raise ValueError(f"the model has no BatchNorm with running statistics, which {purpose} needs: use recipe "
+                         "'rtn-noise', or pass calibration images to a recipe that takes them")
+
+
+def stored_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C] of the layer's input as remembered from training."""
+    if isinstance(layer, FoldedBatchNorm):
+        return layer.mean, layer.std
+    return layer.running_mean, layer.running_var.sqrt()
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C] of a batch [N, C, ...] over all but the channels; the gradient is finite at deviation 0."""
+    dims = [d for d in range(x.ndim) if d != 1]
+    mean = x.mean(dims)
+    variance = (x.square().mean(dims) - mean.square()).clamp(min=0)
+    return mean, (variance + 1e-12).sqrt()
+
+
+def layer_distance(mean: Tensor, std: Tensor, stored_mean: Tensor, stored_std: Tensor) -> Tensor:
+    """(|mean - stored_mean|^2 + |std - stored_std|^2) / |stored_std|^2: no unit, comparable from layer to layer.
+
+    Dividing by the whole layer's power instead of each channel's own keeps a dead channel from ruling the sum.
+    """
+    power = stored_std.square().sum() + 1e-12
+    return ((mean - stored_mean).square().sum() + (std - stored_std).square().sum()) / power
+
+
+class BatchNormStatistics:
+    """Context manager that measures, in each forward pass, every statistics layer's distance from its memory.
+
+    with BatchNormStatistics(model) as statistics:
+        model(images)
+        loss = statistics.loss()          # mean over the layers, differentiable
+        statistics.distances()            # {layer name: float}
+    """
+
+    def __init__(self, model: nn.Module):
+        self.layers = statistics_layers(model)
+        self._distances: dict[str, Tensor] = {}
+        self._handles = []
+
+    def __enter__(self) -> "BatchNormStatistics":
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._measure(name)))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _measure(self, name: str):
+        def hook(layer, args):
+            self._distances[name] = layer_distance(*batch_statistics(args[0]), *stored_statistics(layer))
+        return hook
+
+    def loss(self) -> Tensor:
+        """Mean distance over the layers of the last forward pass."""
+        return torch.stack(list(self._distances.values())).mean()
+
+    def distances(self) -> dict[str, float]:
+        """Distance of each layer in the last forward pass."""
+        return {name: value.item() for name, value in self._distances.items()}
+
+
+@contextmanager
+def remembered_activations(model: nn.Module, seed: int = 0) -> Iterator[nn.Module]:
+    """Inside the block each statistics layer puts out Gaussian values with the moments that training left it.
+
+    Whatever goes into the model, beyond the first such layer it computes on what BatchNorm remembers: per channel
+    N(beta, gamma^2). ReLU, sums, pooling and concatenation then act on these values by themselves, so that the ranges
+    of every layer's input follow from the statistics alone (the sampled form of DFQ's clipped normal distribution).
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def speak(layer, _args, output):
+        if isinstance(layer, FoldedBatchNorm):
+            mean, std = layer.mean, layer.std
+        else:
+            gamma, mean = affine(layer)
+            std = gamma.abs()
+        if output.device not in generators:
+            generators[output.device] = torch.Generator(output.device).manual_seed(seed)
+        noise = torch.randn(output.shape, generator=generators[output.device], device=output.device)
+        shape = (1, -1, *[1] * (output.ndim - 2))
+        return (mean.reshape(shape) + std.reshape(shape) * noise).to(output.dtype)
+
+    handles = [layer.register_forward_hook(speak) for layer in statistics_layers(model).values()]
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()

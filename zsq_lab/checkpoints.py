@@ -1,0 +1,75 @@
+"""The full-precision networks that the lab ships: safetensors files with a card each, under `data/checkpoints/`.
+
+A name is `data set/architecture`, `cifar10/resnet20` for instance; a bare architecture means the current profile's.
+The facts that a card states (accuracy, epochs, seed, time, machine) travel in the file's metadata as well.
+"""
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .models import build, count_parameters
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20")
+
+
+def full_name(name: str, profile: str) -> str:
+    """`resnet20` -> `cifar10/resnet20` in profile cifar10; raises ValueError, listing the names, for an unknown one."""
+    name = name if "/" in name else f"{profile}/{name}"
+    if name not in MODELS:
+        raise ValueError(f"unknown model '{name}': expected one of {', '.join(MODELS)}")
+    return name
+
+
+def checkpoint_path(name: str) -> Path:
+    """Where the weights of a full model name lie."""
+    return FOLDER / f"{name.replace('/', '_')}.safetensors"
+
+
+def load_model(name: str, path: Path | None = None) -> tuple[nn.Module, dict]:
+    """The network of a full name in eval mode, and its card's facts; path: another file of the same architecture.
+
+    Raises ValueError when the file is missing, damaged, or belongs to another architecture.
+    """
+    path = path or checkpoint_path(name)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: train it with `python -m zsq_lab train --model {name}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+        model = build(name.split("/")[1], facts.get("classes", 10))
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint of {name}: {reason}. Restore the file or train it again.") from error
+    return model.eval(), facts
+
+
+def save_model(model: nn.Module, path: Path, facts: dict) -> None:
+    """Write weights and facts, atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(weights, partial, {"facts": json.dumps(facts)})
+    partial.replace(path)
+
+
+def write_card(path: Path, facts: dict) -> None:
+    """The card beside a checkpoint: how it was made and what it scores, as a Markdown table."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    text = f"# {facts['model']}\n\nTrained by `zsq_lab.train`; weights in `{path.name}`.\n\n| fact | value |\n|---|---|\n{rows}\n"
+    path.with_suffix(".md").write_text(text)
+
+
+def describe(name: str) -> dict:
+    """One row of `python -m zsq_lab models`: name, parameters, accuracy as the card states it, or that it is missing."""
+    row = {"model": name, "parameters": count_parameters(build(name.split("/")[1]))}
+    if not checkpoint_path(name).is_file():
+        return row | {"accuracy": None}
+    return row | {"accuracy": load_model(name)[1].get("accuracy")}
+
+

@@ -1,0 +1,35 @@
+"""Accuracy and agreement of a classifier. Evaluating reads and never writes: no range, no statistic, no mode changes."""
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .data import Dataset, Split, batches
+
+BATCH = 250  # of 32x32 images: large enough for two cores, small enough for their caches
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, split: Split, dataset: Dataset, *, limit: int | None = None,
+            progress: bool = False) -> Tensor:
+    """Predicted class [N] of the first `limit` images of a split (all by default)."""
+    device = next(model.parameters()).device
+    split = Split(split.images[:limit], split.labels[:limit])
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        predictions = []
+        for images, _ in tqdm(batches(split, BATCH), "evaluating", -(-len(split) // BATCH), disable=not progress,
+                              leave=False):
+            x = dataset.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+            predictions.append(model(x).argmax(1).cpu())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(predictions)
+
+
+def accuracy(model: nn.Module, split: Split, dataset: Dataset, *, limit: int | None = None,
+             progress: bool = False) -> float:
+    """Top-1 accuracy in percent on the first `limit` images of a split (all by default)."""
+    predictions = predict(model, split, dataset, limit=limit, progress=progress)
+    return 100 * (predictions == split.labels[:limit]).double().mean().item()

@@ -1,0 +1,84 @@
+"""Batch-norm folding: in eval mode a BatchNorm is a scale and a shift, which the layer before it can absorb.
+
+    gamma (W x + b - mu) / sigma + beta  =  (gamma / sigma) W x + (b - mu) gamma / sigma + beta
+
+The layer before is found by the data flow (`graph.trace`), not by the order of definition. What BatchNorm remembered is
+kept: `FoldedBatchNorm` stands in its place as an identity and knows the mean and deviation that its input should have,
+beta and |gamma|. Notebook 02 works this out by hand.
+"""
+import torch
+from torch import Tensor, nn
+
+from .graph import BATCH_NORMS, LAYERS, Graph
+
+
+class FoldedBatchNorm(nn.Identity):
+    """Identity in place of a folded BatchNorm; `mean` and `std` [C] of the values that pass, as training left them."""
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """gamma and beta [C] of a BatchNorm, 1 and 0 where it was made without them."""
+    gamma = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
+    beta = norm.bias if norm.bias is not None else torch.zeros_like(norm.running_mean)
+    return gamma.detach(), beta.detach()
+
+
+def output_axis(layer: nn.Module) -> int:
+    """The dimension of a layer's weight that runs over its output channels."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put `new` wherever `old` is registered in `model`; returns the model (`new` itself if `old` was the model)."""
+    if model is old:
+        return new
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+        # named_children() lists a module once per parent; the same layer may have two names there
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+    return model
+
+
+@torch.no_grad()
+def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
+    """Fold each BatchNorm of `model` whose only input is a layer that feeds nothing else; changes `model` in place.
+
+    graph: `trace(model, image_shape)`. A BatchNorm that cannot be folded (after a sum, shared, or without statistics)
+    stays as it is and is computed in floating point.
+    """
+    for index, node in enumerate(graph.nodes):
+        norm = node.module
+        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None or len(node.inputs) != 1:
+            continue
+        before = graph.nodes[node.inputs[0]] if node.inputs[0] >= 0 else None
+        if before is None or not isinstance(before.module, LAYERS) or graph.consumers(node.inputs[0]) != [index]:
+            continue
+        if len(graph.calls(norm)) > 1 or len(graph.calls(before.module)) > 1:
+            continue
+        _absorb(before.module, norm)
+        model = replace_module(model, norm, FoldedBatchNorm(affine(norm)[1].clone(), affine(norm)[0].abs()))
+    return model
+
+
+def _absorb(layer: nn.Module, norm: nn.Module) -> None:
+    gamma, beta = affine(norm)
+    factor = gamma / (norm.running_var + norm.eps).sqrt()
+    weight = layer.weight.detach()
+    if output_axis(layer) == 0:
+        weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    else:  # transposed: [in, out / groups, ...], the output channels of group g belong to the g-th slice of the inputs
+        groups = layer.groups
+        slices = weight.reshape(groups, -1, *weight.shape[1:])
+        weight = (slices * factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+    bias = layer.bias.detach() if layer.bias is not None else torch.zeros_like(beta)
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    layer.bias = nn.Parameter((bias - norm.running_mean) * factor + beta, requires_grad=layer.weight.requires_grad)

@@ -1,0 +1,159 @@
+"""Which layer feeds which: the data flow of one real forward pass.
+
+Every tensor operation of the pass is written down with the operations that produced its inputs. Nothing is assumed
+about how the model is written: functional calls, in-place updates, residual sums and shared modules are all seen as
+they happen. Folding, equalization and the choice of stages follow this record instead of the order of definition.
+"""
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVOLUTIONS, nn.Linear)  # what gets quantized
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INPUT = -1  # index of the model's own input
+
+
+@dataclass
+class Node:
+    """One operation: `name` of the module (or of the function, where `module` is None) and who made its inputs."""
+
+    name: str
+    module: nn.Module | None
+    inputs: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+class Graph:
+    """The operations of one forward pass, in the order in which they ran."""
+
+    def __init__(self, nodes: list[Node]):
+        self.nodes = nodes
+        self._consumers: list[list[int]] = [[] for _ in nodes]
+        for index, node in enumerate(nodes):
+            for producer in node.inputs:
+                if producer != INPUT:
+                    self._consumers[producer].append(index)
+
+    def consumers(self, index: int) -> list[int]:
+        """Indices of the operations that read the result of operation `index`."""
+        return self._consumers[index]
+
+    def calls(self, module: nn.Module) -> list[int]:
+        """Indices of the operations that are calls of `module`."""
+        return [i for i, node in enumerate(self.nodes) if node.module is module]
+
+    def layers(self) -> Iterator[int]:
+        """Indices of the convolutions and linears, in the order in which they ran."""
+        return (i for i, node in enumerate(self.nodes) if isinstance(node.module, LAYERS))
+
+    def first_layers(self) -> set[str]:
+        """Names of the layers that read the image itself: no other layer lies between."""
+        return self._ends(lambda node: node.inputs, range(len(self.nodes)))
+
+    def last_layers(self) -> set[str]:
+        """Names of the layers after which no other layer comes."""
+        consumers = {id(node): self._consumers[i] for i, node in enumerate(self.nodes)}
+        return self._ends(lambda node: consumers[id(node)], range(len(self.nodes) - 1, -1, -1))
+
+    def _ends(self, neighbours, order) -> set[str]:
+        beyond = set()  # operations with a layer at or before them, seen along `order`
+        ends = set()
+        for index in order:
+            node = self.nodes[index]
+            reached = any(i in beyond for i in neighbours(node))
+            is_layer = isinstance(node.module, LAYERS)
+            if is_layer and not reached:
+                ends.add(node.name)
+            if reached or is_layer:
+                beyond.add(index)
+        return ends
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees each call of a torch function; calls made inside a recorded module count as that module's one operation."""
+
+    def __init__(self, example: Tensor):
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.producer = {id(example): INPUT}
+        self.alive = [example]  # keeps ids unique while recording
+        self.inside = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not self.inside:
+            written = args[0] if result is None and args else result  # x[...] = y returns nothing and changes x
+            self.record(getattr(func, "__name__", str(func)), None, [*args, *(kwargs or {}).values()], written)
+        return result
+
+    def record(self, name: str, module: nn.Module | None, arguments, result) -> None:
+        read = [t for t in _tensors(arguments) if id(t) in self.producer]
+        written = [t for t in _tensors(result)]
+        if not read or not written:
+            return
+        inputs = tuple(dict.fromkeys(self.producer[id(t)] for t in read))
+        self.nodes.append(Node(name, module, inputs, tuple(read[0].shape), tuple(written[0].shape)))
+        for tensor in written:
+            self.producer[id(tensor)] = len(self.nodes) - 1
+            self.alive.append(tensor)
+
+
+def _tensors(value) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+@torch.no_grad()
+def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
+    """Record one forward pass of `model` (in eval mode, on one batch of noise that leaves no trace behind).
+
+    image_shape: shape of one input without the batch dimension, (3, 32, 32) for instance.
+    Raises ValueError, with the model's own message, when the model cannot take such an input.
+    """
+    parameter = next(model.parameters(), torch.zeros(()))
+    noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(parameter.device, parameter.dtype)
+    recorder = _Recorder(noise)
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*LAYERS, *BATCH_NORMS)) or not list(module.children()):
+            handles.append(module.register_forward_pre_hook(lambda *_: _shift(recorder, 1)))
+            handles.append(module.register_forward_hook(_record_call(recorder, name), always_call=True))
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with recorder:
+            model(noise)
+    except Exception as error:
+        raise ValueError(f"the model does not take an input of shape {tuple(noise.shape)}: {error}. "
+                         "Pass the image_shape that it was trained with.") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return Graph(recorder.nodes)
+
+
+def _shift(recorder: _Recorder, by: int) -> None:
+    recorder.inside += by
+
+
+def _record_call(recorder: _Recorder, name: str):
+    def hook(module, args, output):
+        _shift(recorder, -1)
+        if not recorder.inside and output is not None:
+            # An identity hands its input on: without a tensor of its own it could not be told from its producer.
+            recorder.record(name, module, args, output)
+    return hook

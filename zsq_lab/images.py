@@ -1,0 +1,78 @@
+"""Images from statistics: noise is optimised until its BatchNorm statistics match the stored ones (ZeroQ, Cai et al.
+2020), with a class loss so that each image also is something to the network (as in DeepInversion and GZNQ).
+
+The model is fixed; the pixels are the parameters. Notebook 03 builds this loop and looks at it while it runs.
+"""
+from collections.abc import Callable
+from math import cos, pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .bn_stats import BatchNormStatistics, require_statistics
+
+SHIFT = 2  # pixels by which the whole batch moves at random before each look
+
+
+def count_classes(model: nn.Module, image_shape: tuple[int, ...]) -> int | None:
+    """Number of logits when the model is a classifier ([N, classes] out of one tensor), else None."""
+    with torch.inference_mode():
+        output = model(torch.zeros(2, *image_shape, device=next(model.parameters()).device))
+    return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
+
+
+def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
+                    batch_size: int = 256, learning_rate: float = 0.1, class_weight: float = 0.1,
+                    statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,
+                    on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
+                    progress: bool = False) -> tuple[Tensor, Tensor | None]:
+    """n images [n, *image_shape] in the model's own (normalised) scale, and the labels they were made for (or None).
+
+    teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
+    evenly. on_step(iteration, images, {"statistics", "class"}) is called after each iteration of each batch.
+    Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
+    """
+    require_statistics(teacher, "making images")
+    device = next(teacher.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    classes = count_classes(teacher, image_shape)
+    if classes and labels is None:
+        labels = torch.arange(n) % classes
+        labels = labels[torch.randperm(n, generator=generator)]
+    made = []
+    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+    bar = tqdm(total=iterations * len(batches), desc="images", disable=not progress, leave=False)
+    with BatchNormStatistics(teacher) as statistics, bar:
+        for batch in batches:
+            images = torch.randn(len(batch), *image_shape, generator=generator).to(device)
+            images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+            images.requires_grad_(True)
+            wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
+            optimizer = torch.optim.Adam([images], lr=learning_rate)
+            for iteration in range(iterations):
+                optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
+                logits = teacher(_jitter(images, generator))
+                distance = statistics.loss()
+                class_loss = F.cross_entropy(logits, wanted) if wanted is not None else distance.new_zeros(())
+                loss = statistics_weight * distance + class_weight * class_loss
+                if not torch.isfinite(loss):
+                    raise RuntimeError(f"making images diverged at iteration {iteration}: lower the learning rate "
+                                       f"({learning_rate}) or the class weight ({class_weight})")
+                images.grad, = torch.autograd.grad(loss, images)
+                optimizer.step()
+                bar.update()
+                if on_step:
+                    on_step(iteration, images.detach(), {"statistics": distance.item(), "class": class_loss.item()})
+            made.append(images.detach())
+    return torch.cat(made), labels
+
+
+def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The batch shifted by up to SHIFT pixels (around the edge) and flipped half of the time: no pixel is special."""
+    if images.ndim != 4:
+        return images
+    down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+    shifted = torch.roll(images, (down, right), (2, 3))
+    return shifted.flip(3) if torch.rand((), generator=generator) < 0.5 else shifted

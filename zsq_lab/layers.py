@@ -1,0 +1,170 @@
+"""Quantized layers and the conversion of a whole model.
+
+Each quantized convolution or linear quantizes its own weight and its own input. That needs no surgery on the model's
+code: functional ReLU, residual sums and concatenations all end at some layer's input, and every call site gets a range
+of its own. Notebook 01 builds the layer, notebook 02 converts the first network.
+"""
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .folding import fold_batchnorms, output_axis, replace_module
+from .graph import BATCH_NORMS, LAYERS, Graph, trace
+from .quantizer import Quantizer, integer_range
+
+CONVENTIONS = ("deployable", "literature")
+IMAGE_BITS = 8  # the input image, in every convention
+# Layers whose weights are used without the layer being called: quantizing their parts would change nothing or break.
+UNSUPPORTED = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a model is quantized.
+
+    weight_bits, activation_bits: 2..16. edge_bits: bits of the first and last layer, None for the same as the others.
+    convention: "deployable" (BatchNorm folded, weights symmetric per output channel, activations per tensor, ranges by
+    error search) or "literature" (BatchNorm kept, weights affine min-max per channel, activations min-max per tensor).
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    edge_bits: int | None = None
+    convention: str = "deployable"
+
+    def __post_init__(self):
+        for name in ("weight_bits", "activation_bits", "edge_bits"):
+            bits = getattr(self, name)
+            if name == "edge_bits" and bits is None:
+                continue
+            try:
+                integer_range(bits, symmetric=True)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f"unknown convention '{self.convention}': expected one of {', '.join(CONVENTIONS)}")
+
+    def __str__(self) -> str:
+        edges = f", first and last layer {self.edge_bits} bits" if self.edge_bits else ""
+        return f"W{self.weight_bits}A{self.activation_bits} {self.convention}{edges}"
+
+
+class QuantLayer(nn.Module):
+    """A convolution or linear that quantizes its weight and its input before it computes.
+
+    layer: the float layer. A layer that a forward pass calls n times has n input quantizers, one for each call site.
+    """
+
+    def __init__(self, layer: nn.Module, weight_quantizer: Quantizer, input_quantizers: list[Quantizer]):
+        super().__init__()
+        self.layer, self.weight_quantizer = layer, weight_quantizer
+        self.input_quantizers = nn.ModuleList(input_quantizers)
+        self.call = 0
+
+    @property
+    def input_quantizer(self) -> Quantizer:
+        """The quantizer of the (first) call site."""
+        return self.input_quantizers[0]
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        site = self.call % len(self.input_quantizers)
+        self.call += 1
+        weight = self.weight_quantizer(self.layer.weight)
+        return functional_call(self.layer, {"weight": weight}, (self.input_quantizers[site](x), *args), kwargs)
+
+
+def restart_calls(model: nn.Module, _inputs=None) -> None:
+    """Forward pre-hook of a model with shared layers: call sites are counted anew in each pass, even after an error."""
+    for layer in quant_layers(model).values():
+        layer.call = 0
+
+
+def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
+    """The quantized layers of `model` by the names that their float layers had."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}
+
+
+@contextmanager
+def quantization_off(model: nn.Module, *, weights: bool = True, activations: bool = True) -> Iterator[nn.Module]:
+    """Inside the block the chosen quantizers of `model` let values pass unchanged."""
+    chosen = [q for layer in quant_layers(model).values()
+              for q in ([layer.weight_quantizer] if weights else []) + (list(layer.input_quantizers) if activations else [])]
+    before = [q.enabled for q in chosen]
+    try:
+        for quantizer in chosen:
+            quantizer.enabled = False
+        yield model
+    finally:
+        for quantizer, enabled in zip(chosen, before, strict=True):
+            quantizer.enabled = enabled
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ValueError, naming the layer, for a model that cannot be quantized."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLayer) or "quantized" in type(module).__module__.split("."):
+            raise ValueError(f"layer '{name}' is already quantized: pass the full-precision model")
+        if isinstance(module, UNSUPPORTED):
+            raise ValueError(f"layer '{name}' ({type(module).__name__}) is not supported: the lab quantizes convolutions "
+                             "and linears; replace or remove this layer")
+        for own, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, nn.UninitializedParameter):
+                raise ValueError(f"layer '{name}' has no weights yet: run the model once before quantizing it")
+            if not torch.isfinite(parameter).all():
+                raise ValueError(f"layer '{name}' has NaN or infinity in its {own}: load a sound checkpoint")
+        for own, buffer in module.named_buffers(recurse=False):
+            if isinstance(module, BATCH_NORMS) and not torch.isfinite(buffer.float()).all():
+                raise ValueError(f"layer '{name}' has NaN or infinity in its {own}: load a sound checkpoint")
+    if not any(isinstance(m, LAYERS) for m in model.modules()):
+        raise ValueError("the model has no convolution and no linear layer: there is nothing to quantize")
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """An independent copy in float32 and eval mode, channels last, whose parameters ask for no gradient."""
+    copied = copy.deepcopy(model).float().eval().requires_grad_(False)
+    # Convolutions on CPUs run up to four times faster on channels-last data.
+    return copied.to(memory_format=torch.channels_last) if any(p.ndim == 4 for p in copied.parameters()) else copied
+
+
+def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Module:
+    """Replace the layers of `model` (in place) by quantized ones, ranges not yet set; returns the model.
+
+    graph: `trace(model, image_shape)` of this model, BatchNorms already folded where the convention wants that.
+    Layers that the traced pass did not reach stay as they are.
+    """
+    first, last = graph.first_layers(), graph.last_layers()
+    sites = {}
+    for index in graph.layers():
+        node = graph.nodes[index]
+        sites.setdefault(node.name, (node.module, []))[1].append(index)
+    symmetric = config.convention == "deployable"
+    for name, (layer, calls) in sites.items():
+        edge = config.edge_bits if name in first | last else None
+        input_bits = IMAGE_BITS if name in first else edge or config.activation_bits
+        weight_quantizer = Quantizer(edge or config.weight_bits, symmetric=symmetric, axis=output_axis(layer))
+        input_quantizers = [Quantizer(input_bits, symmetric=False) for _ in calls]
+        model = replace_module(model, layer, QuantLayer(layer, weight_quantizer, input_quantizers))
+    if any(len(calls) > 1 for _, calls in sites.values()):
+        model.register_forward_pre_hook(restart_calls)
+    return model.eval()
+
+
+def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+    """The pair that every recipe starts from: (teacher, student), both independent of `model`.
+
+    teacher: float copy, BatchNorms folded in the deployable convention. student: the same with quantized layers, whose
+    ranges are still to be set. Raises ValueError for models that cannot be quantized.
+    """
+    check_model(model)
+    teacher = float_copy(model)
+    if config.convention == "deployable":
+        teacher = fold_batchnorms(teacher, trace(teacher, image_shape))
+    student = copy.deepcopy(teacher)
+    return teacher, quantize_model(student, config, trace(student, image_shape))

@@ -1,0 +1,152 @@
+"""Numbers to a grid and back: uniform affine quantization with straight-through and learned-scale gradients.
+
+Three verbs, `choose_qparams`, `quantize` and `dequantize`; everything else is built from them. The forward pass follows
+PyTorch's `fake_quantize_per_tensor_affine` and `_per_channel_affine` to the bit; the gradient of the scale is that of
+LSQ (Esser et al. 2020, eq. 3). Notebook 01 builds this file step by step.
+"""
+import torch
+from torch import Tensor, nn
+
+MIN_BITS, MAX_BITS = 2, 16
+
+
+def integer_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
+    """Smallest and largest integer of a grid: signed for symmetric grids, 0 .. 2**bits - 1 for affine ones.
+
+    Raises ValueError for bits that are not a whole number in 2..16.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits must be a whole number from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+
+
+def qparams_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point whose grid covers [low, high]; element by element, so that many ranges fit at once.
+
+    Affine grids are widened to hold zero exactly (padding and ReLU produce it); symmetric ones have zero point 0.
+    A range of width zero gets scale 1, so that a dead channel stays zero instead of becoming NaN.
+    """
+    quant_min, quant_max = integer_range(bits, symmetric=symmetric)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    width = 2 * torch.maximum(-low, high) if symmetric else high - low
+    scale = width / (quant_max - quant_min)
+    scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
+    zero_point = torch.zeros_like(scale) if symmetric else (quant_min - low / scale).round().clamp(quant_min, quant_max)
+    return scale, zero_point
+
+
+def choose_qparams(x: Tensor, bits: int, *, symmetric: bool, axis: int | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that fit all of `x` on a grid of 2**bits steps.
+
+    x: any shape [...]. axis: the channel dimension that gets its own pair, or None for one pair.
+    Returns scale > 0 and zero_point (float tensors, broadcastable to x), eq. (1) of notebook 01.
+    Raises ValueError for bits outside 2..16, an empty x, or an x with NaN or infinity.
+    """
+    integer_range(bits, symmetric=symmetric)
+    if x.numel() == 0:
+        raise ValueError("cannot choose a scale for an empty tensor: pass at least one value")
+    if not torch.isfinite(x).all():
+        raise ValueError("cannot choose a scale for a tensor with NaN or infinity: look for the layer that produced it")
+    if axis is None:
+        return qparams_from_range(x.min(), x.max(), bits, symmetric=symmetric)
+    others = [d for d in range(x.ndim) if d != axis % x.ndim]
+    low = x.amin(others, keepdim=True) if others else x
+    high = x.amax(others, keepdim=True) if others else x
+    return qparams_from_range(low, high, bits, symmetric=symmetric)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Nearest grid point of each value as int32, clamped to quant_min..quant_max; ties go to the even integer."""
+    return ((x * (1.0 / scale)).round() + zero_point).clamp(quant_min, quant_max).to(torch.int32)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The real number that a grid point stands for: (q - zero_point) * scale."""
+    return (q - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """quantize, then dequantize: what an integer network would compute, in floats and with a gradient.
+
+    The gradient to x passes straight through inside the range and is zero outside. The gradient to scale, where it
+    is asked for, is LSQ's: (round(v) - v) inside with v = x / scale, and the clipped grid point outside.
+    """
+    if scale.numel() == 1 and x.dtype == torch.float32:
+        return _FakeQuantizePerTensor.apply(x, scale, zero_point, quant_min, quant_max)
+    rounded = _round_straight_through(x * (1.0 / scale)) + zero_point
+    return (rounded.clamp(quant_min, quant_max) - zero_point) * scale
+
+
+def _round_straight_through(v: Tensor) -> Tensor:
+    return v + (v.round() - v).detach()
+
+
+class _FakeQuantizePerTensor(torch.autograd.Function):
+    """The same with one scale, written for speed: activations are large and memory traffic is what costs.
+
+    With y the output and m the inside mask, the scale's gradient sum g (y - m x) / scale splits into two dot products,
+    <g, y> - <m g, x>, and m g is the gradient of x that is needed anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, quant_min, quant_max):
+        y = torch.fake_quantize_per_tensor_affine(
+            x, scale.detach().reshape(1), zero_point.reshape(1).to(torch.int32), quant_min, quant_max)
+        ctx.save_for_backward(x, y, scale, zero_point)
+        ctx.bounds = quant_min, quant_max
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, scale, zero_point = ctx.saved_tensors
+        low, high = ((bound - zero_point + half) * scale for bound, half in zip(ctx.bounds, (-0.5, 0.5), strict=True))
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_scale = ((_dot(grad, y) - _dot(grad_x, x)) / scale).reshape(scale.shape)
+        return grad_x, grad_scale, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product; tensors in the same channels-last layout are read as they lie in memory, without a copy."""
+    layouts = (torch.channels_last,) if a.ndim == 4 else ()
+    if any(a.is_contiguous(memory_format=f) and b.is_contiguous(memory_format=f) for f in layouts):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+class Quantizer(nn.Module):
+    """A grid with its state: `scale` and `zero_point`, set once by `set_range`, then frozen unless made learnable.
+
+    axis: channel dimension with its own scales, or None. `enabled = False` lets values pass unchanged.
+    """
+
+    def __init__(self, bits: int, *, symmetric: bool, axis: int | None = None):
+        super().__init__()
+        self.bits, self.symmetric, self.axis, self.enabled = bits, symmetric, axis, True
+        self.quant_min, self.quant_max = integer_range(bits, symmetric=symmetric)
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.register_buffer("zero_point", torch.zeros(()))
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Cover [low, high]; both broadcastable to the tensors that will be quantized."""
+        scale, self.zero_point = qparams_from_range(low, high, self.bits, symmetric=self.symmetric)
+        self.scale = nn.Parameter(scale, requires_grad=self.scale.requires_grad)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The int32 grid points of x: what a deployed network would store or compute with."""
+        return quantize(x, self.scale.detach(), self.zero_point, self.quant_min, self.quant_max)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        scale = self.scale
+        if scale.requires_grad:  # LSQ's step-size factor, 1 / sqrt(N * quant_max), keeps scale and weights in balance
+            factor = (x.numel() / scale.numel() * self.quant_max) ** -0.5
+            scale = scale * factor + (scale * (1 - factor)).detach()
+        return fake_quantize(x, scale, self.zero_point, self.quant_min, self.quant_max)
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.symmetric else "affine"
+        return f"{self.bits} bits, {kind}, {'per tensor' if self.axis is None else f'per channel of axis {self.axis}'}"

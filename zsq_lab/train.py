@@ -1,0 +1,99 @@
+"""Training of the full-precision networks, the only file of the lab that looks at labels of real images.
+
+One-cycle SGD (Smith & Topin 2018) with Nesterov momentum, random crops and flips. Early epochs run on images scaled
+down (progressive resizing): a convolution's cost falls with the square of the side, so that 32x32 is paid for only once
+the weights are worth it. State is saved after each epoch; the same command resumes and repeats the uninterrupted run.
+"""
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+PAD = 4  # pixels a random crop may move
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image cropped at its own random offset (zero padding of `PAD`) and flipped with probability one half.
+
+    images: uint8 or float [N, C, H, W]; returned with the same shape and type.
+    """
+    n, _, height, width = images.shape
+    padded = F.pad(images, (PAD, PAD, PAD, PAD))
+    top, left = torch.randint(0, 2 * PAD + 1, (2, n, 1), generator=generator)
+    flip = torch.rand(n, 1, generator=generator) < 0.5
+    rows = top + torch.arange(height)
+    columns = torch.where(flip, torch.arange(width - 1, -1, -1), torch.arange(width)) + left
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def image_side(epoch: int, epochs: int, full: int) -> int:
+    """Side in pixels of the training images of an epoch: from half of `full` up to all of it at 55 % of the run."""
+    fraction = min(1.0, epoch / (0.55 * epochs))
+    return full // 2 + int(fraction * 4) * full // 8
+
+
+def learning_rate(step: float, steps: int, peak: float) -> float:
+    """One cycle: linear from peak/10 to the peak at 20 % of the run, then linear to zero."""
+    warm = 0.2 * steps
+    return peak * (0.1 + 0.9 * step / warm) if step < warm else peak * (steps - step) / (steps - warm)
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs: int, seed: int = 0,
+          peak: float = 0.2, batch_size: int = 128, weight_decay: float = 5e-4, state_file: Path | None = None,
+          progress: bool = True) -> dict:
+    """Train `model` in place on uint8 `images` [N, C, H, W] and int64 `labels` [N]; returns {loss, seconds, epochs}.
+
+    normalise: function from uint8 images to the floats that the network takes.
+    state_file: where the state is kept after each epoch; when it exists the run goes on from there.
+    """
+    model.train().to(memory_format=torch.channels_last)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    free = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": weight_decay}, {"params": free}],
+                                lr=peak, momentum=0.9, nesterov=True)
+    first, seconds, loss_mean = 0, 0.0, float("nan")
+    if state_file and state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds, loss_mean = state["epoch"], state["seconds"], state["loss"]
+    batches = len(images) // batch_size
+    for epoch in range(first, epochs):
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # an epoch is the same after a resume
+        order = torch.randperm(len(images), generator=generator)
+        side, total = image_side(epoch, epochs, images.shape[-1]), 0.0
+        bar = tqdm(range(batches), f"epoch {epoch + 1}/{epochs} at {side}px", disable=not progress, leave=False)
+        for batch in bar:
+            chosen = order[batch * batch_size:(batch + 1) * batch_size]
+            x = normalise(augment(images[chosen], generator))
+            if side < x.shape[-1]:
+                x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * batches + batch, epochs * batches, peak)
+            loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        if not total == total:
+            raise RuntimeError(f"training diverged in epoch {epoch + 1}: the loss is not a number; lower --lr ({peak})")
+        loss_mean = total / batches
+        seconds += time.perf_counter() - started
+        if progress:
+            tqdm.write(f"epoch {epoch + 1}/{epochs} at {side}px: loss {loss_mean:.3f}, {seconds:.0f} s so far")
+        if state_file:
+            _save_state(state_file, model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch + 1,
+                        seconds=seconds, loss=loss_mean)
+    model.eval()
+    return {"loss": loss_mean, "seconds": seconds, "epochs": epochs}
+
+
+def _save_state(path: Path, **state) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
