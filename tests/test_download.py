@@ -17,13 +17,16 @@ from test_data import PUBLISHED, TINY, noise_images, write_binary_archive, write
 from zsq_lab import data, download
 from zsq_lab.download import Limits, Source
 
-QUICK = Limits(timeout=0.5, min_speed=0)
+PATIENT = Limits(timeout=60, min_speed=0)  # a busy machine is no failure
 RESULT = ["cifar10_test.npz", "cifar10_train.npz"]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` (name: bytes) and misbehaves as told: cut: bytes sent before hanging up, for each connection in turn;
-    block, pause: dribbles `block` bytes every `pause` seconds; ranges: whether Range is understood. Keeps `log`."""
+    """Serves `files` (name: bytes) and misbehaves as told.
+
+    cut: bytes sent before hanging up, for each connection in turn. block, pause: sends `block` bytes, then sleeps
+    `pause` seconds, and so on. ranges: whether it understands Range.
+    """
 
     daemon_threads = True
 
@@ -89,7 +92,7 @@ def serve(monkeypatch):
         server.server_close()
 
 
-def fetch(folder, *sources, limits=QUICK):
+def fetch(folder, *sources, limits=PATIENT):
     return download.download("cifar10", folder, sources, published=PUBLISHED, limits=limits)
 
 
@@ -195,28 +198,27 @@ def test_partial_that_is_complete_or_too_long(tmp_path, serve, archive, extra, r
     assert len(server.log) == requests
 
 
-def test_slow_server_yields_to_the_next(tmp_path, serve, archive):
-    slow, fast = serve({"a.tar.gz": archive}, block=100, pause=0.05), serve({"a.tar.gz": archive})
-    began = time.monotonic()
-    fetch(tmp_path, slow.source(name="slow"), fast.source(), limits=Limits(0.5, min_speed=50_000, patience=0.3))
+def test_slow_server_yields_to_the_next(tmp_path, serve, archive, capsys):
+    slow, fast = serve({"a.tar.gz": archive}, block=100, pause=0.1), serve({"a.tar.gz": archive})
+    fetch(tmp_path, slow.source(name="slow"), fast.source(), limits=Limits(60, min_speed=5000, patience=0.3))
     assert_downloaded(tmp_path)
-    assert time.monotonic() - began < 3 and len(fast.log) == 1
+    assert "slow: slow, " in capsys.readouterr().out
+    assert len(slow.log) == len(fast.log) == 1
 
 
 def test_slow_server_is_used_when_there_is_no_other(tmp_path, serve, archive):
-    slow = serve({"a.tar.gz": archive}, block=len(archive) // 10, pause=0.1)
-    fetch(tmp_path, slow.source(name="slow"), serve({}).source("b"), limits=Limits(0.5, min_speed=1e9, patience=0.3))
+    slow, gone = serve({"a.tar.gz": archive}, block=len(archive) // 10, pause=0.1), serve({})
+    fetch(tmp_path, slow.source(name="slow"), gone.source("b"), limits=Limits(60, min_speed=1e9, patience=0.3))
     assert_downloaded(tmp_path)
     assert len(slow.log) == 2 and slow.log[1][1] is not None  # went on from what it had
 
 
-def test_silent_server(tmp_path, serve, archive):
+def test_silent_server(tmp_path, serve):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the system accepts, nobody answers
         source = Source("silent", (f"http://127.0.0.1:{silent.getsockname()[1]}/a",), data.read_binary)
-        began = time.monotonic()
-        fetch(tmp_path, source, serve({"a.tar.gz": archive}).source())
-    assert 0.4 < time.monotonic() - began < 3
-    assert_downloaded(tmp_path)
+        with pytest.raises(data.DataError, match="silent: timed out(.|\n)*next: "):
+            fetch(tmp_path, source, serve({}).source("a", name="next"), limits=Limits(timeout=0.3))
+    assert names(tmp_path) == []
 
 
 def test_every_source_fails(tmp_path, serve, archive):
@@ -231,7 +233,7 @@ def test_every_source_fails(tmp_path, serve, archive):
     with pytest.raises(data.DataError) as caught:
         fetch(tmp_path, *sources)
     for reason in ("gone: the server answers 404", "html: damaged file (ReadError", "damaged: damaged file (",
-                   "other: train pixels or labels are not those of cifar10: digest", "closed: [Errno"):
+                   "other: train pixels or labels are not those of cifar10: digest", "closed: "):
         assert reason in str(caught.value)
     assert names(tmp_path) == []
 

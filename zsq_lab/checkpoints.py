@@ -10,6 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .equalize import ClippedReLU
+from .folding import replace_module
+from .layers import QuantConfig, convert
 from .models import build, count_parameters
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
@@ -73,3 +76,27 @@ def describe(name: str) -> dict:
     return row | {"accuracy": load_model(name)[1].get("accuracy")}
 
 
+
+
+def load_quantized(path: Path) -> tuple[nn.Module, dict]:
+    """A quantized model written by `quantize --out`, in eval mode with its ranges frozen, and its facts.
+
+    The file holds weights, scales and facts, no code. Raises ValueError when it is missing, damaged or foreign.
+    """
+    if not path.is_file():
+        raise ValueError(f"no quantized model at {path}: write one with `python -m zsq_lab quantize --out {path}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            values = {key: file.get_tensor(key) for key in file.keys()}
+        image_shape = tuple(facts["image_shape"])
+        _, student = convert(build(facts["model"].split("/")[1]), QuantConfig(**facts["config"]), image_shape)
+        for key in [key for key in values if key.endswith(".cap")]:  # recipe dfq rescales the caps of ReLU6
+            activation = student.get_submodule(key.removesuffix(".cap"))
+            if not isinstance(activation, ClippedReLU):
+                replace_module(student, activation, ClippedReLU(values[key]))
+        student.load_state_dict(values)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a quantized model of this lab: {str(error).splitlines()[0]}. "
+                         "Write it again with `python -m zsq_lab quantize`.") from error
+    return student.eval(), facts

@@ -1,11 +1,10 @@
 """How the lab's figures look, and the two things that every figure needs: a sentence, and alternative text."""
-import base64
 import io
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from IPython.display import HTML, display
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -28,9 +27,7 @@ def png(figure: Figure) -> bytes:
 
 def show(figure: Figure, sentence: str) -> None:
     """Display a figure with `sentence` as its alternative text, and print the sentence below; closes the figure."""
-    data = base64.b64encode(png(figure)).decode()
-    alt = sentence.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    display(HTML(f'<img alt="{alt}" src="data:image/png;base64,{data}">'))
+    display(Image(data=png(figure), format="png", alt=sentence))
     print(f"Figure: {sentence}")
 
 

@@ -134,6 +134,13 @@ class Quantizer(nn.Module):
         scale, self.zero_point = qparams_from_range(low, high, self.bits, symmetric=self.symmetric)
         self.scale = nn.Parameter(scale, requires_grad=self.scale.requires_grad)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # A stored scale has the shape of the range it was fitted to, a new quantizer's is a single number.
+        if prefix + "scale" in state_dict:
+            self.scale = nn.Parameter(torch.empty_like(state_dict[prefix + "scale"]), self.scale.requires_grad)
+            self.zero_point = torch.empty_like(state_dict[prefix + "zero_point"])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def integers(self, x: Tensor) -> Tensor:
         """The int32 grid points of x: what a deployed network would store or compute with."""
         return quantize(x, self.scale.detach(), self.zero_point, self.quant_min, self.quant_max)

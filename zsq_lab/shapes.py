@@ -36,12 +36,11 @@ def draw_images(n: int, seed: int) -> tuple[ndarray, ndarray]:
     Each run of ten images holds each class once, in random order. The first images do not depend on n:
     draw_images(10, s) is the start of draw_images(1000, s). Raises ValueError for a negative n or seed.
     """
-    images, labels = np.empty((n if n > 0 else 0, 3, 32, 32), np.uint8), np.empty(max(n, 0), np.int64)
+    images, labels = np.empty((max(n, 0), 3, 32, 32), np.uint8), np.empty(max(n, 0), np.int64)
     for part, dice, noise in _streams(n, seed, 32):
-        drawn = len(noise)
         label = dice.column().reshape(-1, 10).argsort(axis=1, kind="stable").reshape(-1, 1)
         picture = _Picture(dice, 32, cells=1)
-        picture.draw_object(label[:, 0], dice.near(16.0), dice.near(16.0), np.ones(drawn, bool))
+        picture.draw_object(label[:, 0], dice.near(16.0), dice.near(16.0), np.ones(len(noise), bool))
         kept = part.stop - part.start
         images[part], labels[part] = picture.finish(noise)[:kept], label[:kept, 0]
     return images, labels
@@ -93,8 +92,6 @@ def _annotate(owner: ndarray, label: ndarray, mask: ndarray) -> tuple[ndarray, n
 class _Dice:
     """Uniform 16-bit numbers, a fixed supply for each of n images: every call takes the next column."""
 
-    SUPPLY = 1200
-
     def __init__(self, words: ndarray):
         self.words, self.used = words, 0
 
@@ -126,14 +123,15 @@ def _streams(n: int, seed: int, size: int):
         raise ValueError(f"n = {n}, seed = {seed}: expected a number of images and a seed that are 0 or more")
     bits = np.random.PCG64(seed)
     pixels = 3 * size * size
-    supply = 2 * _Dice.SUPPLY + pixels
+    rolls = 2 * (200 + 60 * (size // 32) ** 2)  # bytes for the dice, more than any picture of this size uses
+    supply = rolls + pixels
     chunk = max(10, _CHUNK_PIXELS // size**2 // 10 * 10)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
         drawn = -(-(stop - start) // 10) * 10  # whole runs of ten, so that labels can be balanced
         raw = bits.random_raw(drawn * supply // 8).astype("<u8").view(np.uint8).reshape(drawn, supply)
-        words = raw[:, : 2 * _Dice.SUPPLY].copy().view("<u2")
-        noise = raw[:, 2 * _Dice.SUPPLY:].astype(np.float32).reshape(drawn, 3, size, size) / 127.5 - 1.0
+        words = raw[:, :rolls].copy().view("<u2")
+        noise = raw[:, rolls:].astype(np.float32).reshape(drawn, 3, size, size) / 127.5 - 1.0
         yield slice(start, stop), _Dice(words), noise
 
 
@@ -197,7 +195,7 @@ class _Picture:
         knots = self.size // 8 + 1
         values = np.concatenate([self.dice.uniform() for _ in range(knots * knots)], 1).reshape(-1, knots, knots)
         low = (self.axis / 8).astype(np.int64)
-        weight = self.axis / 8 - low
+        weight = (self.axis / 8 - low).astype(np.float32)
         values = values[:, low] + weight[:, None] * (values[:, low + 1] - values[:, low])
         return values[:, :, low] + weight * (values[:, :, low + 1] - values[:, :, low])
 
@@ -274,7 +272,7 @@ def _star(u, v):
 
 def _heart(u, v):
     u = np.abs(u)
-    return np.minimum((u + v * np.where(v < 0, -1.0, 1.0).astype(np.float32) - 0.8) * 0.70710678,
+    return np.minimum((u + np.abs(v) - 0.8) * 0.70710678,
                       _disc(u - 0.4, v + 0.4, 0.56568542))
 
 

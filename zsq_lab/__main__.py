@@ -1,0 +1,262 @@
+"""The command line: `python -m zsq_lab COMMAND`. Each command is a thin layer over a function of the module.
+
+Standard output carries the answer (with `--json` one JSON object and nothing else), standard error progress and
+problems. Exit status 0, or with one clear line on stderr 2 for a wrong argument and 1 for anything else.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+EPOCHS = {"cifar10/resnet20": 40, "cifar10/mobilenetv2": 60, "embedded/resnet20": 8}  # of the shipped networks
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line instead of a page of usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"zsq_lab: {message}. See `{self.prog} --help`.\n")
+
+
+class WrongArgument(ValueError):
+    """An argument that argparse could not check: exit status 2."""
+
+
+def bit_width(text: str) -> int:
+    if not text.isdigit() or not 2 <= int(text) <= 16:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a bit width: expected a whole number from 2 to 16")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m zsq_lab", description="Quantize neural networks without any training data.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, summary: str, run, *, model: bool = False) -> Parser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        if model:
+            sub.add_argument("--model", required=True, help="resnet20, or with its data set cifar10/resnet20")
+            sub.add_argument("--profile", help="cifar10 or embedded; default: the first that is there")
+            sub.add_argument("--seed", type=int, default=0)
+        return sub
+
+    command("doctor", "check this computer and say what to do", _doctor)
+    command("recipes", "list the recipes", _recipes)
+    command("models", "list the networks that the lab ships", _models)
+    sub = command("download", "get a data set, verified", _download)
+    sub.add_argument("name", choices=["cifar10"])
+    sub.add_argument("--out", type=Path, help="folder, default data/cache")
+    sub = command("quantize", "quantize a network by a recipe and measure it", _quantize, model=True)
+    sub.add_argument("--recipe", default="distilled")
+    sub.add_argument("-w", "--weight-bits", type=bit_width, default=8, metavar="BITS")
+    sub.add_argument("-a", "--activation-bits", type=bit_width, default=8, metavar="BITS")
+    sub.add_argument("--edge-bits", type=bit_width, metavar="BITS", help="bits of the first and last layer")
+    sub.add_argument("--convention", default="deployable")
+    sub.add_argument("--budget", default="standard")
+    sub.add_argument("--n-test", type=positive, help="measure on the first N test images; default all")
+    sub.add_argument("--out", type=Path, help="write the quantized model (safetensors)")
+    sub = command("synthesize", "make images from a network's statistics", _synthesize, model=True)
+    sub.add_argument("-n", type=positive, default=256, help="how many images")
+    sub.add_argument("--budget", default="standard")
+    sub.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    sub = command("evaluate", "measure a network, or a quantized one that was written", _evaluate, model=True)
+    sub.add_argument("--quantized", type=Path, help="file written by `quantize --out`")
+    sub.add_argument("--n-test", type=positive)
+    sub = command("train", "train a full-precision network; the same command resumes", _train, model=True)
+    sub.add_argument("--epochs", type=positive, help="default: as the shipped network")
+    sub.add_argument("--lr", type=float, default=0.2, help="peak of the one-cycle schedule")
+    sub.add_argument("--out", type=Path, help="checkpoint to write, with a card beside it; default in data/cache")
+    return parser
+
+
+def _answer(args, fields: dict, text: str) -> None:
+    print(json.dumps(fields) if args.json else text)
+
+
+def _doctor(args) -> int:
+    from . import doctor
+    return doctor.main(["--json"] if args.json else [])
+
+
+def _recipes(args) -> None:
+    from .recipes import RECIPES
+    rows = [{"recipe": r.name, "summary": r.summary, "looks_at": r.looks_at} for r in RECIPES.values()]
+    _answer(args, {"recipes": rows}, "\n".join(f"{r['recipe']:14} {r['summary']} [{r['looks_at']}]" for r in rows))
+
+
+def _models(args) -> None:
+    from .checkpoints import MODELS, describe
+    rows = [describe(name) for name in MODELS]
+    lines = [f"{row['model']:20} {row['parameters']:>8,} parameters  " +
+             (f"{row['accuracy']:.2f} %" if row["accuracy"] is not None else "no checkpoint") for row in rows]
+    _answer(args, {"models": rows}, "\n".join(lines))
+
+
+def _download(args) -> None:
+    from .data import cache_folder
+    from .download import download
+    folder = args.out or cache_folder()
+    download(args.name, folder)
+    _answer(args, {"data": args.name, "folder": str(folder)}, f"{args.name} is in {folder}")
+
+
+def _model(args):
+    """(name, data set, network, facts) of the arguments; wrong names are wrong arguments."""
+    from .checkpoints import checkpoint_path, full_name, load_model
+    from .data import DataError, find_dataset
+    try:
+        profile = args.profile or (args.model.split("/")[0] if "/" in args.model else None)
+        dataset = find_dataset(profile)
+        name = full_name(args.model, dataset.name)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise WrongArgument(error) from None
+    if args.command == "train":
+        return name, dataset, None, {}
+    network, facts = load_model(name, checkpoint_path(name))
+    return name, dataset, network, facts
+
+
+def _quantize(args) -> None:
+    from .checkpoints import save_model
+    from .evaluate import accuracy
+    from .lab import real_images
+    from .layers import CONVENTIONS, QuantConfig
+    from .recipes import BUDGETS, RECIPES, quantize
+    for value, known, kind in ((args.recipe, RECIPES, "recipe"), (args.budget, BUDGETS, "budget"),
+                               (args.convention, CONVENTIONS, "convention")):
+        if value not in known:
+            raise WrongArgument(f"unknown {kind} '{value}': expected one of {', '.join(known)}")
+    _writable(args.out)
+    name, dataset, network, _ = _model(args)
+    config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention)
+    needs_images = RECIPES[args.recipe].needs_images
+    images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
+    result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
+                      budget=args.budget, images=images, progress=True)
+    test, shown = dataset.test(), {"limit": args.n_test, "progress": True}
+    before, after = accuracy(network, test, dataset, **shown), accuracy(result.model, test, dataset, **shown)
+    report = {key: value for key, value in result.report.items() if key != "config"}
+    fields = {"model": name, "weight_bits": args.weight_bits, "activation_bits": args.activation_bits,
+              "edge_bits": args.edge_bits, "fp_accuracy": round(before, 4), "accuracy": round(after, 4),
+              "drop": round(before - after, 4), "profile": dataset.name,
+              "n_test": min(args.n_test or len(test), len(test)), **report}
+    if args.out:
+        save_model(result.model, args.out, fields | {"config": result.report["config"],
+                                                     "image_shape": list(dataset.image_shape)})
+        fields["out"] = str(args.out)
+    _answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {args.budget}\n"
+            f"accuracy {after:.2f} %, full precision {before:.2f} %, drop {before - after:.2f} points "
+            f"({fields['n_test']} test images)\n{report['bytes_before'] / 1000:.0f} kB to "
+            f"{report['bytes_after'] / 1000:.0f} kB in {report['seconds']:.1f} s on {report['threads']} threads"
+            + (f", written to {args.out}" if args.out else ""))
+
+
+def _synthesize(args) -> None:
+    import numpy as np
+
+    from .recipes import BUDGETS, synthesize
+    if args.budget not in BUDGETS:
+        raise WrongArgument(f"unknown budget '{args.budget}': expected one of {', '.join(BUDGETS)}")
+    if args.out.suffix != ".npz":
+        raise WrongArgument(f"--out {args.out}: expected a name that ends in .npz")
+    _writable(args.out)
+    name, dataset, network, _ = _model(args)
+    images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
+                        progress=True)
+    partial = args.out.with_suffix(".partial.npz")
+    np.savez(partial, images=images.numpy(), mean=np.float32(dataset.mean), std=np.float32(dataset.std))
+    partial.replace(args.out)
+    _answer(args, {"model": name, "n": args.n, "shape": list(images.shape), "seed": args.seed, "out": str(args.out)},
+            f"{args.n} images {list(images.shape[1:])} of {name} written to {args.out}: `images` is normalised, "
+            "pixels = images * std + mean")
+
+
+def _evaluate(args) -> None:
+    from .checkpoints import load_quantized
+    from .evaluate import accuracy
+    name, dataset, network, _ = _model(args)
+    facts = {}
+    if args.quantized:
+        network, facts = load_quantized(args.quantized)
+        if facts["model"] != name:
+            raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
+    test = dataset.test()
+    measured = accuracy(network, test, dataset, limit=args.n_test, progress=True)
+    n_test = min(args.n_test or len(test), len(test))
+    kept = {key: facts[key] for key in ("recipe", "weight_bits", "activation_bits", "convention") if key in facts}
+    described = " ".join(f"{key} {value}" for key, value in kept.items()) or "full precision"
+    _answer(args, {"model": name, **kept, "accuracy": round(measured, 4), "profile": dataset.name, "n_test": n_test},
+            f"{name}, {described}: accuracy {measured:.2f} % ({n_test} test images)")
+
+
+def _train(args) -> None:
+    import platform
+    from datetime import date
+
+    import torch
+
+    from .checkpoints import save_model, write_card
+    from .data import cache_folder
+    from .evaluate import accuracy
+    from .models import build
+    from .train import train
+    name, dataset, _, _ = _model(args)
+    if dataset.name != name.split("/")[0]:
+        raise WrongArgument(f"{name} is trained on {name.split('/')[0]}, not on profile {dataset.name}")
+    out = args.out or cache_folder() / f"{name.replace('/', '_')}.safetensors"
+    _writable(out)
+    epochs = args.epochs or EPOCHS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        network = build(name.split("/")[1], len(dataset.classes))
+    state = cache_folder() / f"train_{name.replace('/', '_')}_{epochs}_{args.lr}_{args.seed}.pt"
+    split = dataset.train()
+    outcome = train(network, split.images, split.labels, dataset.normalise, epochs=epochs, seed=args.seed, peak=args.lr,
+                    state_file=state)
+    measured = accuracy(network, dataset.test(), dataset, progress=True)
+    command = f"python -m zsq_lab train --model {name} --epochs {epochs} --lr {args.lr} --seed {args.seed}"
+    facts = {"model": name, "accuracy": round(measured, 2), "n_test": len(dataset.test()), "classes": len(dataset.classes),
+             "command": command, "epochs": epochs, "seed": args.seed, "seconds": round(outcome["seconds"]),
+             "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
+             "date": str(date.today())}
+    save_model(network, out, facts)
+    write_card(out, facts)
+    state.unlink(missing_ok=True)
+    _answer(args, facts | {"out": str(out)}, f"{name}: {measured:.2f} % after {epochs} epochs, written to {out}")
+
+
+def _writable(path: Path | None) -> None:
+    """A run of minutes must not end at a folder that does not exist."""
+    if path is not None and path.is_dir():
+        raise WrongArgument(f"--out {path} is a folder: name a file")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except WrongArgument as error:
+        print(f"zsq_lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("zsq_lab: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"zsq_lab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
