@@ -8,8 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-EPOCHS = {"cifar10/resnet20": 40, "cifar10/mobilenetv2": 60, "embedded/resnet20": 8}  # of the shipped networks
-
 
 class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line instead of a page of usage."""
@@ -74,6 +72,8 @@ def build_parser() -> Parser:
     sub.add_argument("--epochs", type=positive, help="default: as the shipped network")
     sub.add_argument("--lr", type=float, default=0.2, help="peak of the one-cycle schedule")
     sub.add_argument("--out", type=Path, help="checkpoint to write, with a card beside it; default in data/cache")
+    sub = command("record", "measure the recorded results anew, or the rows that are missing", _record)
+    sub.add_argument("--out", type=Path, help="CSV file; default data/results/foundation.csv")
     return parser
 
 
@@ -109,8 +109,8 @@ def _download(args) -> None:
 
 
 def _model(args):
-    """(name, data set, network, facts) of the arguments; wrong names are wrong arguments."""
-    from .checkpoints import checkpoint_path, full_name, load_model
+    """(name, data set, network) of the arguments; wrong names are wrong arguments."""
+    from .checkpoints import full_name, load_model
     from .data import DataError, find_dataset
     try:
         profile = args.profile or (args.model.split("/")[0] if "/" in args.model else None)
@@ -121,9 +121,8 @@ def _model(args):
     except ValueError as error:
         raise WrongArgument(error) from None
     if args.command == "train":
-        return name, dataset, None, {}
-    network, facts = load_model(name, checkpoint_path(name))
-    return name, dataset, network, facts
+        return name, dataset, None
+    return name, dataset, load_model(name)[0]
 
 
 def _quantize(args) -> None:
@@ -137,7 +136,7 @@ def _quantize(args) -> None:
         if value not in known:
             raise WrongArgument(f"unknown {kind} '{value}': expected one of {', '.join(known)}")
     _writable(args.out)
-    name, dataset, network, _ = _model(args)
+    name, dataset, network = _model(args)
     config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention)
     needs_images = RECIPES[args.recipe].needs_images
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
@@ -170,7 +169,7 @@ def _synthesize(args) -> None:
     if args.out.suffix != ".npz":
         raise WrongArgument(f"--out {args.out}: expected a name that ends in .npz")
     _writable(args.out)
-    name, dataset, network, _ = _model(args)
+    name, dataset, network = _model(args)
     images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
                         progress=True)
     partial = args.out.with_suffix(".partial.npz")
@@ -184,7 +183,7 @@ def _synthesize(args) -> None:
 def _evaluate(args) -> None:
     from .checkpoints import load_quantized
     from .evaluate import accuracy
-    name, dataset, network, _ = _model(args)
+    name, dataset, network = _model(args)
     facts = {}
     if args.quantized:
         network, facts = load_quantized(args.quantized)
@@ -200,39 +199,22 @@ def _evaluate(args) -> None:
 
 
 def _train(args) -> None:
-    import platform
-    from datetime import date
-
-    import torch
-
-    from .checkpoints import save_model, write_card
+    from .checkpoints import checkpoint_path
     from .data import cache_folder
-    from .evaluate import accuracy
-    from .models import build
-    from .train import train
-    name, dataset, _, _ = _model(args)
+    from .train import EPOCHS, train_checkpoint
+    name, dataset, _ = _model(args)
     if dataset.name != name.split("/")[0]:
         raise WrongArgument(f"{name} is trained on {name.split('/')[0]}, not on profile {dataset.name}")
-    out = args.out or cache_folder() / f"{name.replace('/', '_')}.safetensors"
+    out = args.out or cache_folder() / checkpoint_path(name).name
     _writable(out)
-    epochs = args.epochs or EPOCHS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(args.seed)
-        network = build(name.split("/")[1], len(dataset.classes))
-    state = cache_folder() / f"train_{name.replace('/', '_')}_{epochs}_{args.lr}_{args.seed}.pt"
-    split = dataset.train()
-    outcome = train(network, split.images, split.labels, dataset.normalise, epochs=epochs, seed=args.seed, peak=args.lr,
-                    state_file=state)
-    measured = accuracy(network, dataset.test(), dataset, progress=True)
-    command = f"python -m zsq_lab train --model {name} --epochs {epochs} --lr {args.lr} --seed {args.seed}"
-    facts = {"model": name, "accuracy": round(measured, 2), "n_test": len(dataset.test()), "classes": len(dataset.classes),
-             "command": command, "epochs": epochs, "seed": args.seed, "seconds": round(outcome["seconds"]),
-             "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
-             "date": str(date.today())}
-    save_model(network, out, facts)
-    write_card(out, facts)
-    state.unlink(missing_ok=True)
-    _answer(args, facts | {"out": str(out)}, f"{name}: {measured:.2f} % after {epochs} epochs, written to {out}")
+    facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr, seed=args.seed)
+    _answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after {facts['epochs']} epochs, written to {out}")
+
+
+def _record(args) -> None:
+    from .results import FILE, foundation, record, summary
+    table = record(foundation(), args.out or FILE)
+    _answer(args, {"rows": len(table), "file": str(args.out or FILE)}, summary(table).to_string(index=False))
 
 
 def _writable(path: Path | None) -> None:

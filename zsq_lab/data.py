@@ -206,7 +206,7 @@ def npz_name(split: str) -> str:
 
 def read_npz(path: Path) -> Arrays:
     """Images and labels of one split, as written by `zsq_lab.download`."""
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaks the handle of a damaged file
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaks a bad file's handle
         return file["images"], file["labels"]
 
 

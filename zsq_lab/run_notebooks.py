@@ -64,7 +64,7 @@ def execute(notebook: NotebookNode, path: Path, label: str) -> None:
     """Run all code cells in place, in the notebook's folder, with a progress bar over the cells on a terminal."""
     specs = KernelSpecManager(kernel_dirs=[])  # no installed kernel: the one of this very Python is what is left
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    failed = current = 0
+    current = 0
 
     with tqdm(total=len(notebook.cells), desc=label, unit="cell", leave=False, disable=None) as bar:
         def started(cell: NotebookNode, cell_index: int) -> None:
@@ -78,12 +78,12 @@ def execute(notebook: NotebookNode, path: Path, label: str) -> None:
             client.execute()
             return
         except CellExecutionError as error:
-            failed, reason = current, f"{error.ename}: {error.evalue}"
+            reason = f"{error.ename}: {error.evalue}"
         except CellTimeoutError:
-            failed, reason = current, f"still running after {CELL_TIMEOUT} seconds"
+            reason = f"still running after {CELL_TIMEOUT} seconds"
         except DeadKernelError:
-            failed, reason = current, "the kernel died (often: not enough memory)"
-    code_cells = sum(cell.cell_type == "code" for cell in notebook.cells[:failed + 1])
+            reason = "the kernel died (often: not enough memory)"
+    code_cells = sum(cell.cell_type == "code" for cell in notebook.cells[:current + 1])
     first_line = (reason.splitlines() or [""])[0]
     raise NotebookError(f"{path.name}: code cell {code_cells} failed, {first_line}")
 
@@ -120,7 +120,7 @@ def to_html(notebook: NotebookNode, widget_state: dict | None) -> str:
         if cell.cell_type == "code":
             sentences = [line.removeprefix(FIGURE) for line in printed_lines(cell) if line.startswith(FIGURE)]
             images = sum("image/png" in output.get("data", {}) for output in cell.outputs)
-            for sentence in (sentences + [""] * images)[:images]:
+            for sentence in (sentences + ["figure"] * images)[:images]:
                 html = html.replace(f'alt="{NO_ALT}"', f'alt="{escape(sentence)}"', 1)
     return html
 
@@ -158,6 +158,9 @@ def main(argv: list[str] | None = None) -> int:
         results = run(paths, args.build, args.save)
     except NotebookError as error:
         print(f"FAILED {error}. The copy up to there is in {args.build / 'notebooks'}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"Stopped. The copies up to there are in {args.build / 'notebooks'}.", file=sys.stderr)
         return 1
     print(f"\n{table(results)}\n\nPages to read: {args.build / 'html'}. To open the lab: make lab (or: jupyter lab notebooks)")
     return 0

@@ -4,6 +4,7 @@ One-cycle SGD (Smith & Topin 2018) with Nesterov momentum, random crops and flip
 down (progressive resizing): a convolution's cost falls with the square of the side, so that 32x32 is paid for only once
 the weights are worth it. State is saved after each epoch; the same command resumes and repeats the uninterrupted run.
 """
+import platform
 import time
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .checkpoints import save_model, write_card
+from .data import Dataset, cache_folder
+from .evaluate import accuracy
+from .models import build
+
+EPOCHS = {"cifar10/resnet20": 40, "cifar10/mobilenetv2": 40, "embedded/resnet20": 8}  # of the shipped networks
 
 PAD = 4  # pixels a random crop may move
 
@@ -79,7 +87,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
             loss.backward()
             optimizer.step()
             total += loss.item()
-        if not total == total:
+        if total != total:  # NaN
             raise RuntimeError(f"training diverged in epoch {epoch + 1}: the loss is not a number; lower --lr ({peak})")
         loss_mean = total / batches
         seconds += time.perf_counter() - started
@@ -90,6 +98,29 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
                         seconds=seconds, loss=loss_mean)
     model.eval()
     return {"loss": loss_mean, "seconds": seconds, "epochs": epochs}
+
+
+def train_checkpoint(name: str, dataset: Dataset, out: Path, *, epochs: int, peak: float, seed: int) -> dict:
+    """Train the network of a full name, write checkpoint and card, return the facts that both state.
+
+    The state between epochs lies in `data/cache/`, one file for each setting, and goes away at the end.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build(name.split("/")[1], len(dataset.classes))
+    state_file = cache_folder() / f"train_{name.replace('/', '_')}_{epochs}_{peak}_{seed}.pt"
+    split = dataset.train()
+    outcome = train(network, split.images, split.labels, dataset.normalise, epochs=epochs, seed=seed, peak=peak,
+                    state_file=state_file)
+    test = dataset.test()
+    facts = {"model": name, "accuracy": round(accuracy(network, test, dataset, progress=True), 2), "n_test": len(test),
+             "classes": len(dataset.classes), "epochs": epochs, "seed": seed, "seconds": round(outcome["seconds"]),
+             "command": f"python -m zsq_lab train --model {name} --epochs {epochs} --lr {peak} --seed {seed}",
+             "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
+    save_model(network, out, facts)
+    write_card(out, facts)
+    state_file.unlink(missing_ok=True)
+    return facts
 
 
 def _save_state(path: Path, **state) -> None:
