@@ -50,7 +50,7 @@ def code_problems(cell: NotebookNode) -> Iterator[str]:
         data = output.get("data", {})
         pictures += any(kind.startswith("image/") for kind in data)
         text = output.get("text", "") + "".join(data.get(kind, "") for kind in ("text/plain", "text/html"))
-        printed += text
+        printed += f"{text}\n"
         if output.output_type == "error":
             yield f"an error in the output: {output.ename}"
         if output.get("name") == "stderr":
@@ -135,7 +135,7 @@ BROKEN = {
     "path in the text": new_markdown_cell(r"Open C:\Users\someone."),
     "Figure: ": new_code_cell("1", outputs=[PICTURE, PICTURE, new_output("stream", text="Figure: one of two.\n")]),
     "no alternative text": new_markdown_cell("![](grid.png)"),
-    "grid2.png' has no": new_markdown_cell("<img src='grid2.png' alt=''>"),
+    "<img src='grid.png' alt=''> has no": new_markdown_cell("<img src='grid.png' alt=''>"),
     "only the first": new_markdown_cell("# Second title"),
     "follows one of level 1": new_markdown_cell("### Too deep"),
     "pair up": new_code_cell("# BEGIN SOLUTION\nx = 1"),
@@ -150,7 +150,7 @@ def test_a_clean_notebook_has_no_problem():
 @pytest.mark.parametrize("sign", BROKEN)
 def test_each_rule_notices_what_breaks_it(sign):
     found = "\n".join(problems(notebook_of(BROKEN[sign])))
-    assert sign in found.replace("<img src=", "") or sign in found, found
+    assert sign in found, found
 
 
 def test_rules_of_the_whole_file():

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .folding import FoldedBatchNorm, affine
 from .graph import BATCH_NORMS
 
+SHARED = 0.5  # share of a remembered channel's variance that all positions of an image have in common
+
 
 def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of `model` that remember statistics: BatchNorms that track them, and folded BatchNorms."""
@@ -98,6 +100,8 @@ def remembered_activations(model: nn.Module, seed: int = 0) -> Iterator[nn.Modul
     Whatever goes into the model, beyond the first such layer it computes on what BatchNorm remembers: per channel
     N(beta, gamma^2). ReLU, sums, pooling and concatenation then act on these values by themselves, so that the ranges
     of every layer's input follow from the statistics alone (the sampled form of DFQ's clipped normal distribution).
+    BatchNorm does not say how alike the positions of one image are; SHARED of the variance is one draw per image and
+    channel. With independent positions an average pool would leave next to nothing of the range that images have.
     """
     generators: dict[torch.device, torch.Generator] = {}
 
@@ -109,7 +113,7 @@ def remembered_activations(model: nn.Module, seed: int = 0) -> Iterator[nn.Modul
             std = gamma.abs()
         if output.device not in generators:
             generators[output.device] = torch.Generator(output.device).manual_seed(seed)
-        noise = torch.randn(output.shape, generator=generators[output.device], device=output.device)
+        noise = _partly_shared_noise(output.shape, generators[output.device])
         shape = (1, -1, *[1] * (output.ndim - 2))
         return (mean.reshape(shape) + std.reshape(shape) * noise).to(output.dtype)
 
@@ -119,3 +123,12 @@ def remembered_activations(model: nn.Module, seed: int = 0) -> Iterator[nn.Modul
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _partly_shared_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Standard normal values [N, C, ...]; those of one image and channel have SHARED of their variance in common."""
+    own = torch.randn(shape, generator=generator, device=generator.device)
+    if len(shape) < 3:
+        return own
+    common = torch.randn(*shape[:2], *[1] * (len(shape) - 2), generator=generator, device=generator.device)
+    return SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own

@@ -37,6 +37,8 @@ def load_model(name: str, path: Path | None = None) -> tuple[nn.Module, dict]:
 
     Raises ValueError when the file is missing, damaged, or belongs to another architecture.
     """
+    if name not in MODELS:
+        raise ValueError(f"unknown model '{name}': expected one of {', '.join(MODELS)}")
     path = path or checkpoint_path(name)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: train it with `python -m zsq_lab train --model {name}`")

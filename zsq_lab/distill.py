@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .graph import Graph
+from .graph import Graph, tensors
 from .layers import QuantLayer, quant_layers
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
@@ -53,8 +53,14 @@ class Features:
         return hook
 
 
-def output_loss(student_output: Tensor, teacher_output: Tensor) -> Tensor:
-    """KL(teacher || student) of class logits [N, K], averaged over the batch; relative squared error of anything else."""
+def output_loss(student_output, teacher_output) -> Tensor:
+    """KL(teacher || student) of class logits [N, K], averaged over the batch; relative squared error of anything else.
+
+    Several outputs (tuples, lists, dictionaries of tensors): the sum over those of floats.
+    """
+    if not isinstance(teacher_output, Tensor):
+        pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
+        return torch.stack([output_loss(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]).sum()
     if teacher_output.ndim == 2 and teacher_output.shape[1] > 1:
         return F.kl_div(F.log_softmax(student_output, 1), F.log_softmax(teacher_output, 1),
                         reduction="batchmean", log_target=True)
@@ -66,6 +72,7 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / (teacher.square().sum() + 1e-12)
 
 
+@torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def finetune(student: nn.Module, teacher: nn.Module, sampler: Sampler, stages: list[str], *, iterations: int,
              learning_rate: float, feature_weight: float = 1.0, seed: int = 0,
              on_step: Callable[[int, float], None] | None = None, progress: bool = False) -> None:
@@ -120,7 +127,7 @@ def _parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[di
     groups = [{"params": float_parameters, "lr": learning_rate}]
     for layer in layers:
         for quantizer in (layer.weight_quantizer, *layer.input_quantizers):
-            size = quantizer.scale.detach().abs().mean().item()
+            size = quantizer.scale.detach().median().item()  # not the mean: a dead channel has the stand-in scale 1
             groups.append({"params": [quantizer.scale], "lr": SCALE_RATE * learning_rate * size,
                            "floor": quantizer.scale.detach().min().item() * 1e-3})
     return groups

@@ -18,6 +18,7 @@ from .graph import Graph, trace
 from .layers import quant_layers, quantization_off
 
 ROUNDS = 20  # sweeps over all pairs; ranges are equal to a percent after about ten
+NEGLIGIBLE = 1e-5  # a channel whose range is below this share of the largest is dead: no factor revives it
 ABSORBED_DEVIATIONS = 3  # a channel's mean minus this many deviations is never reached by ReLU's kink
 
 
@@ -60,10 +61,12 @@ def _follow(graph: Graph, index: int) -> Pair | None:
             return None
         if index in graph.layers():
             pair.second = module
+            if isinstance(pair.first, nn.Linear) != isinstance(module, nn.Linear):
+                return None  # their channels lie in different dimensions
             return pair if input_rows(module).shape[0] == output_rows(pair.first).shape[0] else None
         if isinstance(module, FoldedBatchNorm):
             pair.norm = module
-        elif isinstance(module, nn.ReLU6 | ClippedReLU):
+        elif isinstance(module, nn.ReLU6 | ClippedReLU) and pair.activation is None:
             pair.activation, pair.rectified = module, True
         elif isinstance(module, nn.ReLU) or module is None and node.name in ("relu", "relu_"):
             pair.rectified = True
@@ -111,6 +114,16 @@ def _scale_inputs(layer: nn.Module, factor: Tensor) -> None:
         weight.view(groups, -1, *weight.shape[1:]).mul_(factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2)))
 
 
+def _cap_each_channel(model: nn.Module, pairs: list[Pair]) -> None:
+    """Replace each pair's ReLU6 by one whose cap of 6 every channel has for itself."""
+    for pair in pairs:
+        if isinstance(pair.activation, nn.ReLU6):
+            rows = output_rows(pair.first)
+            clipped = ClippedReLU(torch.full((len(rows),), 6.0, device=rows.device))
+            replace_module(model, pair.activation, clipped)
+            pair.activation = clipped
+
+
 @torch.no_grad()
 def equalize(teacher: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
     """A copy of a folded model whose neighbouring layers have equal weight ranges; its output is the same.
@@ -120,17 +133,13 @@ def equalize(teacher: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
     """
     model = copy.deepcopy(teacher)
     pairs = find_pairs(trace(model, image_shape))
-    for pair in pairs:
-        if isinstance(pair.activation, nn.ReLU6):
-            cap = torch.full((output_rows(pair.first).shape[0],), 6.0, device=pair.first.weight.device)
-            clipped = ClippedReLU(cap)
-            replace_module(model, pair.activation, clipped)
-            pair.activation = clipped
+    _cap_each_channel(model, pairs)
     for _ in range(ROUNDS):
         for pair in pairs:
             first, second = output_rows(pair.first).abs().amax(1), input_rows(pair.second).abs().amax(1)
             factor = (second / first).sqrt()  # r1 f = r2 / f = sqrt(r1 r2), eq. (11)
-            factor = torch.where((first > 0) & (second > 0), factor, torch.ones_like(factor))
+            alive = (first > NEGLIGIBLE * first.max()) & (second > NEGLIGIBLE * second.max())
+            factor = torch.where(alive, factor, torch.ones_like(factor))
             _scale_outputs(pair.first, factor)
             _scale_inputs(pair.second, 1 / factor)
             if pair.norm is not None:
@@ -143,30 +152,29 @@ def equalize(teacher: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
 
 @torch.no_grad()
 def absorb_biases(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
-    """Move the part of a bias that ReLU never cuts, max(0, mean - 3 std), into the next layer's bias; in place.
+    """Move the part of a bias that ReLU never cuts, c = max(0, mean - 3 std), into the next layer's bias; in place.
 
-    Exact where the pre-activation stays above it and the next layer does not pad with zeros, near enough elsewhere.
+    Above c, relu(x) = relu(x - c) + c, and the next layer turns the constant c into W c. A cap moves along:
+    min(x, cap) = min(x - c, cap - c) + c. Exact where the pre-activation stays above c and the next layer does not pad
+    with zeros, near enough elsewhere. Transposed convolutions, which spread a constant unevenly, take no part.
     """
-    for pair in find_pairs(trace(model, image_shape)):
-        if pair.norm is None or pair.activation is not None or not pair.rectified:
+    pairs = find_pairs(trace(model, image_shape))
+    _cap_each_channel(model, pairs)
+    for pair in pairs:
+        if pair.norm is None or not pair.rectified or output_axis(pair.second) == 1:
             continue
         constant = (pair.norm.mean - ABSORBED_DEVIATIONS * pair.norm.std).clamp(min=0)
-        if not constant.any():
-            continue
+        if pair.activation is not None:
+            constant = torch.minimum(constant, pair.activation.cap)
+            pair.activation.cap.sub_(constant)
         pair.first.bias.sub_(constant)
         pair.norm.mean.sub_(constant)
-        weight, second = pair.second.weight, pair.second
-        spatial = torch.ones_like(weight)
-        if isinstance(second, nn.Linear):
-            passed = weight @ constant
-        else:  # the response to a constant input, away from the border: the kernel summed over its window
-            kernel = (weight * spatial).flatten(2).sum(2)
-            groups = second.groups
-            if output_axis(second) == 1:
-                kernel = kernel.reshape(groups, -1, kernel.shape[1]).transpose(1, 2).reshape(second.out_channels, -1)
-            passed = (kernel.reshape(groups, -1, kernel.shape[1])
-                      @ constant.reshape(groups, -1, 1)).reshape(-1)
-        second.bias = nn.Parameter(passed + (second.bias if second.bias is not None else 0), requires_grad=False)
+        second = pair.second
+        kernel = second.weight.reshape(*second.weight.shape[:2], -1).sum(2)  # the response to a constant, off the border
+        groups = getattr(second, "groups", 1)
+        passed = kernel.reshape(groups, -1, kernel.shape[1]) @ constant.reshape(groups, -1, 1)
+        bias = second.bias if second.bias is not None else 0
+        second.bias = nn.Parameter(passed.reshape(-1) + bias, requires_grad=False)
     return model
 
 
@@ -191,9 +199,8 @@ def correct_biases(student: nn.Module, image_shape: tuple[int, ...], *, seed: in
     for name, mean in inputs.items():
         quantized, layer = layers[name], layers[name].layer
         error = quantized.weight_quantizer(layer.weight) - layer.weight
-        channels = layer.weight.shape[0] if output_axis(layer) == 0 else layer.out_channels
-        shift = functional_call(layer, {"weight": error, "bias": torch.zeros(channels, device=error.device)}
-                                if layer.bias is not None else {"weight": error}, (mean,))
+        bias = {} if layer.bias is None else {"bias": torch.zeros_like(layer.bias)}
+        shift = functional_call(layer, {"weight": error, **bias}, (mean,))
         channel = shift.ndim - 1 if isinstance(layer, nn.Linear) else 1
         shift = shift.mean([d for d in range(shift.ndim) if d != channel])
         layer.bias = nn.Parameter((layer.bias if layer.bias is not None else 0) - shift, requires_grad=False)

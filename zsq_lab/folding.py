@@ -62,6 +62,8 @@ def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
         before = graph.nodes[node.inputs[0]] if node.inputs[0] >= 0 else None
         if before is None or not isinstance(before.module, LAYERS) or graph.consumers(node.inputs[0]) != [index]:
             continue
+        if isinstance(before.module, nn.Linear) and len(before.output_shape) != 2:
+            continue  # on [N, C, L] a linear works along L, BatchNorm along C
         if len(graph.calls(norm)) > 1 or len(graph.calls(before.module)) > 1:
             continue
         _absorb(before.module, norm)

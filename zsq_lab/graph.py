@@ -51,16 +51,21 @@ class Graph:
         """Indices of the convolutions and linears, in the order in which they ran."""
         return (i for i, node in enumerate(self.nodes) if isinstance(node.module, LAYERS))
 
-    def first_layers(self) -> set[str]:
-        """Names of the layers that read the image itself: no other layer lies between."""
+    def first_calls(self) -> set[int]:
+        """Indices of the layer calls that read the image itself: no other layer lies between."""
         return self._ends(lambda node: node.inputs, range(len(self.nodes)))
+
+    def first_layers(self) -> set[str]:
+        """Names of the layers that read the image itself."""
+        return {self.nodes[i].name for i in self.first_calls()}
 
     def last_layers(self) -> set[str]:
         """Names of the layers after which no other layer comes."""
         consumers = {id(node): self._consumers[i] for i, node in enumerate(self.nodes)}
-        return self._ends(lambda node: consumers[id(node)], range(len(self.nodes) - 1, -1, -1))
+        ends = self._ends(lambda node: consumers[id(node)], range(len(self.nodes) - 1, -1, -1))
+        return {self.nodes[i].name for i in ends}
 
-    def _ends(self, neighbours, order) -> set[str]:
+    def _ends(self, neighbours, order) -> set[int]:
         beyond = set()  # operations with a layer at or before them, seen along `order`
         ends = set()
         for index in order:
@@ -68,7 +73,7 @@ class Graph:
             reached = any(i in beyond for i in neighbours(node))
             is_layer = isinstance(node.module, LAYERS)
             if is_layer and not reached:
-                ends.add(node.name)
+                ends.add(index)
             if reached or is_layer:
                 beyond.add(index)
         return ends
@@ -92,8 +97,8 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def record(self, name: str, module: nn.Module | None, arguments, result) -> None:
-        read = [t for t in _tensors(arguments) if id(t) in self.producer]
-        written = [t for t in _tensors(result)]
+        read = [t for t in tensors(arguments) if id(t) in self.producer]
+        written = list(tensors(result))
         if not read or not written:
             return
         inputs = tuple(dict.fromkeys(self.producer[id(t)] for t in read))
@@ -103,15 +108,16 @@ class _Recorder(TorchFunctionMode):
             self.alive.append(tensor)
 
 
-def _tensors(value) -> Iterator[Tensor]:
+def tensors(value) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 @torch.no_grad()
@@ -129,12 +135,15 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
     for name, module in model.named_modules():
         if isinstance(module, (*LAYERS, *BATCH_NORMS)) or not list(module.children()):
             handles.append(module.register_forward_pre_hook(lambda *_: _shift(recorder, 1)))
-            handles.append(module.register_forward_hook(_record_call(recorder, name), always_call=True))
+            handles.append(module.register_forward_hook(_record_call(recorder, name), with_kwargs=True,
+                                                        always_call=True))
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
         with recorder:
-            model(noise)
+            output = model(noise)
+        # The caller reads what is returned: no layer may change it on the way.
+        recorder.record("output", None, output, output)
     except Exception as error:
         raise ValueError(f"the model does not take an input of shape {tuple(noise.shape)}: {error}. "
                          "Pass the image_shape that it was trained with.") from error
@@ -151,9 +160,9 @@ def _shift(recorder: _Recorder, by: int) -> None:
 
 
 def _record_call(recorder: _Recorder, name: str):
-    def hook(module, args, output):
+    def hook(module, args, kwargs, output):
         _shift(recorder, -1)
         if not recorder.inside and output is not None:
             # An identity hands its input on: without a tensor of its own it could not be told from its producer.
-            recorder.record(name, module, args, output)
+            recorder.record(name, module, (args, kwargs), output)
     return hook

@@ -23,6 +23,7 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...]) -> int | None:
     return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
+@torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.1, class_weight: float = 0.1,
                     statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,

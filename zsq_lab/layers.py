@@ -71,11 +71,11 @@ class QuantLayer(nn.Module):
         """The quantizer of the (first) call site."""
         return self.input_quantizers[0]
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, input: Tensor, *args, **kwargs) -> Tensor:  # named as PyTorch does, for calls by keyword
         site = self.call % len(self.input_quantizers)
         self.call += 1
         weight = self.weight_quantizer(self.layer.weight)
-        return functional_call(self.layer, {"weight": weight}, (self.input_quantizers[site](x), *args), kwargs)
+        return functional_call(self.layer, {"weight": weight}, (self.input_quantizers[site](input), *args), kwargs)
 
 
 def restart_calls(model: nn.Module, _inputs=None) -> None:
@@ -114,6 +114,9 @@ def check_model(model: nn.Module) -> None:
         if isinstance(module, UNSUPPORTED):
             raise ValueError(f"layer '{name}' ({type(module).__name__}) is not supported: the lab quantizes convolutions "
                              "and linears; replace or remove this layer")
+        if isinstance(module, LAYERS) and "weight" not in module._parameters:
+            raise ValueError(f"layer '{name}' computes its weight from others (weight_norm, spectral_norm, pruning): make it "
+                             "a plain parameter first, with remove_parametrizations or the like")
         for own, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, nn.UninitializedParameter):
                 raise ValueError(f"layer '{name}' has no weights yet: run the model once before quantizing it")
@@ -129,8 +132,15 @@ def check_model(model: nn.Module) -> None:
 def float_copy(model: nn.Module) -> nn.Module:
     """An independent copy in float32 and eval mode, channels last, whose parameters ask for no gradient."""
     copied = copy.deepcopy(model).float().eval().requires_grad_(False)
+    seen = set()
+    for module in copied.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:  # one tensor in two layers: each gets its own, to be scaled and rounded by itself
+                module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+            seen.add(id(parameter))
     # Convolutions on CPUs run up to four times faster on channels-last data.
-    return copied.to(memory_format=torch.channels_last) if any(p.ndim == 4 for p in copied.parameters()) else copied
+    dimensions = {p.ndim for p in copied.parameters()}
+    return copied.to(memory_format=torch.channels_last) if 4 in dimensions and 5 not in dimensions else copied
 
 
 def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Module:
@@ -139,17 +149,17 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
     graph: `trace(model, image_shape)` of this model, BatchNorms already folded where the convention wants that.
     Layers that the traced pass did not reach stay as they are.
     """
-    first, last = graph.first_layers(), graph.last_layers()
+    images, edges = graph.first_calls(), graph.first_layers() | graph.last_layers()
     sites = {}
     for index in graph.layers():
         node = graph.nodes[index]
         sites.setdefault(node.name, (node.module, []))[1].append(index)
     symmetric = config.convention == "deployable"
     for name, (layer, calls) in sites.items():
-        edge = config.edge_bits if name in first | last else None
-        input_bits = IMAGE_BITS if name in first else edge or config.activation_bits
+        edge = config.edge_bits if name in edges else None
         weight_quantizer = Quantizer(edge or config.weight_bits, symmetric=symmetric, axis=output_axis(layer))
-        input_quantizers = [Quantizer(input_bits, symmetric=False) for _ in calls]
+        input_quantizers = [Quantizer(IMAGE_BITS if call in images else edge or config.activation_bits, symmetric=False)
+                            for call in calls]
         model = replace_module(model, layer, QuantLayer(layer, weight_quantizer, input_quantizers))
     if any(len(calls) > 1 for _, calls in sites.values()):
         model.register_forward_pre_hook(restart_calls)

@@ -174,6 +174,7 @@ class Result:
     report: dict
 
 
+@torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = "distilled", *,
              image_shape: tuple[int, ...], seed: int = 0, budget: str | Budget = "standard",
              images: Tensor | None = None, progress: bool = False) -> Result:
@@ -190,21 +191,27 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
         raise ValueError(f"recipe '{recipe}' needs real images: pass images=, or use a recipe without data")
     if images is not None and not chosen.needs_images:
         raise ValueError(f"recipe '{recipe}' looks at no images: leave images= out")
-    if images is not None and tuple(images.shape[1:]) != tuple(image_shape):
+    if images is not None and (tuple(images.shape[1:]) != tuple(image_shape) or len(images) == 0):
         raise ValueError(f"images have shape {tuple(images.shape)}, expected [N, {', '.join(map(str, image_shape))}]")
+    if images is not None and not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: normalise them to the floats that the model takes")
     started = time.perf_counter()
     teacher, student = convert(model, config, tuple(image_shape))
+    images = images.to(next(teacher.parameters())) if images is not None else None
     job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress)
     chosen.run(job)
     float_bytes, quantized_bytes = model_bytes(job.student)
     return Result(job.student.eval(), {
         "recipe": recipe, "config": asdict(config), "convention": config.convention, "seed": seed,
-        "budget": budget.name, **job.notes, "seconds": round(time.perf_counter() - started, 2),
+        "budget": budget.name, **job.notes,
+        "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "finetune_iterations")),
+        "seconds": round(time.perf_counter() - started, 2),
         "bytes_before": float_bytes, "bytes_after": quantized_bytes,
         "device": str(next(teacher.parameters()).device), "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}})
 
 
+@torch.inference_mode(False)
 def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], seed: int = 0,
                budget: str | Budget = "standard", progress: bool = False) -> Tensor:
     """n images [n, *image_shape], in the scale that the model takes, made from its BatchNorm statistics alone.

@@ -21,7 +21,7 @@ def flip_sums(error: Tensor, allowed: Tensor) -> Tensor:
     direction = -total.sign()
     gain = torch.where(allowed & (error * direction < 0), error.abs(), torch.full_like(error, -1.0))
     order = gain.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(error.shape[1], device=error.device).expand_as(order))
+    rank = order.argsort(dim=1)  # place of each element in that order
     return torch.where((rank < total.abs().round()) & (gain > 0), direction, torch.zeros_like(error))
 
 
@@ -44,11 +44,12 @@ def squant_integers(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_min
     rows = error.reshape(-1, positions)
     kernel_step = flip_sums(rows, may_move(nearest, error).reshape(rows.shape)).reshape(weight.shape)
     integers, error = nearest + kernel_step, error + kernel_step
-    # One more flip at most in each kernel: its best candidate stands for the kernel in the channel's sum.
+    # One more flip at most in each kernel: its best candidate stands for the kernel in the channel's sum. Where the
+    # kernel was flipped past its exact sum, that candidate is its last flip, and taking it back costs nothing.
     kernel_error = error.sum(2)
     direction = -kernel_error.sum(1, keepdim=True).sign()
-    movable = may_move(integers, error) & (kernel_step == 0)
-    gain = torch.where(movable & (error * direction.unsqueeze(2) < 0), error.abs(), torch.full_like(error, -1.0))
+    movable = may_move(integers, error) & (error * direction.unsqueeze(2) < 0)
+    gain = torch.where(movable, error.abs(), torch.full_like(error, -1.0))
     best, position = gain.max(2)
     channel_step = flip_sums(kernel_error, best > 0)
     return integers.scatter_add(2, position.unsqueeze(2), channel_step.unsqueeze(2))

@@ -1,7 +1,7 @@
-"""The embedded data: labelled images drawn from a seed, so that the whole lab runs without a file or a network.
+"""The embedded data: labelled images drawn from a seed, so that the lab runs without a file or a network.
 
 Ten shapes in random colours, sizes and rotations lie on textured backgrounds, among distractors, under occluders and
-noise; scenes add a mask and boxes. The numbers below set the difficulty, tuned so that a ResNet-20 gets 90-95 %.
+noise; scenes add a mask and boxes. The numbers below set the difficulty: a ResNet-20 is to get 90-95 %.
 
 The bytes are the same on every machine: the random bits are raw PCG64 output, whose stream NumPy guarantees, and the
 arithmetic on them is elementwise + - * / and sqrt, which IEEE 754 defines exactly (no sin, exp, sum or matmul).
@@ -17,11 +17,11 @@ TEST_SEED, TEST_SIZE = 1, 10_000  # a different seed is a different, independent
 RADIUS = (6.0, 12.0)  # of a shape in a 32x32 image, and of one in a scene's 32x32 cell
 TURN = 0.3  # tangent of half the greatest rotation of a shape: 0.3 is 33 degrees, 1.0 is 90
 OFFSET = 5.0  # how far a centre may lie from the middle of the image or cell
-CONTRAST = (0.15, 0.80)  # distance of a shape's colour from the background's, per channel
-NOISE = (0.02, 0.22)  # amplitude of uniform pixel noise; small values are more likely
+CONTRAST = (0.20, 0.80)  # distance of a shape's colour from the background's, per channel
+NOISE = (0.02, 0.20)  # amplitude of uniform pixel noise; small values are more likely
 TEXTURE = 0.10  # greatest amplitude of each background gradient, stripe and blotch
-OCCLUDERS, OCCLUDER_CHANCE = 2, 0.4  # how many may cover a shape, and how likely each one is there
-OCCLUDER_SIDE = (0.3, 0.9)  # half of its length, as a share of the shape's radius
+OCCLUDERS, OCCLUDER_CHANCE = 2, 0.35  # how many may cover a shape, and how likely each one is there
+OCCLUDER_SIDE = (0.3, 0.8)  # half of its length, as a share of the shape's radius
 DISTRACTORS, DISTRACTOR_CHANCE = 2, 0.5  # patches behind the shapes, per image or cell
 DISTRACTOR_SIDE = (1.5, 4.5)  # half of its length
 MAX_OBJECTS = 6  # in a scene

@@ -69,6 +69,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
         optimizer.load_state_dict(state["optimizer"])
         first, seconds, loss_mean = state["epoch"], state["seconds"], state["loss"]
     batches = len(images) // batch_size
+    if batches == 0:
+        raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}: pass more, or a smaller batch_size")
     for epoch in range(first, epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # an epoch is the same after a resume

@@ -1,0 +1,159 @@
+"""What BatchNorm remembers: moments against torch.var, distances by hand, rectified Gaussians in closed form."""
+import copy
+from math import erf, exp, pi, sqrt
+
+import pytest
+import torch
+from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot
+from torch import nn
+
+from zsq_lab.bn_stats import (
+    BatchNormStatistics,
+    batch_statistics,
+    layer_distance,
+    remembered_activations,
+    require_statistics,
+    statistics_layers,
+    stored_statistics,
+)
+from zsq_lab.folding import fold_batchnorms
+from zsq_lab.graph import trace
+
+
+def folded(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model).requires_grad_(False)
+    return fold_batchnorms(copied, trace(copied, IMAGE))
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (16, 3, 5), (8, 3, 4, 5), (4, 3, 2, 4, 5)])
+def test_batch_statistics_are_the_moments_per_channel(shape):
+    x = images(shape[0], shape[1:]) * 3 + 5
+    mean, std = batch_statistics(x)
+    dims = [d for d in range(x.ndim) if d != 1]
+    torch.testing.assert_close(mean, x.mean(dims))
+    torch.testing.assert_close(std, x.std(dims, correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_stays_finite_on_a_constant_batch():
+    x = torch.full((4, 3, 2, 2), 2.0, requires_grad=True)
+    mean, std = batch_statistics(x)
+    (mean.sum() + std.sum()).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_distance_worked_by_hand():
+    distance = layer_distance(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 3.0]),
+                              torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0]))
+    assert distance.item() == pytest.approx((1 + 4) / 5)
+    same = torch.tensor([2.0, 1.0])
+    assert layer_distance(same, same, same, same) == 0
+
+
+def test_distance_has_no_unit():
+    moments = [torch.rand(5, generator=torch.Generator().manual_seed(i)) + 0.5 for i in range(4)]
+    torch.testing.assert_close(layer_distance(*moments), layer_distance(*(100 * m for m in moments)))
+
+
+def test_a_dead_channel_does_not_rule_the_distance():
+    stored_mean, stored_std = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
+    assert layer_distance(torch.tensor([0.0, 0.1]), torch.tensor([1.0, 0.1]), stored_mean, stored_std) < 0.05
+
+
+def test_the_deviation_is_stored_not_the_variance():
+    norm = nn.BatchNorm2d(2).eval()
+    norm.running_var.copy_(torch.tensor([4.0, 0.25]))
+    assert stored_statistics(norm)[1].tolist() == [2.0, 0.5]
+    x = torch.randn(64, 2, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 0.5]).reshape(2, 1, 1)
+    with BatchNormStatistics(norm) as statistics:
+        norm(x)
+    assert statistics.loss() < 1e-3
+    with BatchNormStatistics(norm) as statistics:
+        norm(x / torch.tensor([2.0, 0.5]).reshape(2, 1, 1))
+    assert statistics.loss() > 0.2
+
+
+def teach(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """Set every BatchNorm's memory to what it sees when x passes, as training on x alone would."""
+    handles = []
+    for module in statistics_layers(model).values():
+        def remember(norm, args):
+            norm.running_mean.copy_(args[0].mean((0, 2, 3)))
+            norm.running_var.copy_(args[0].var((0, 2, 3), correction=0))
+        handles.append(module.register_forward_pre_hook(remember))
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return model
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@torch.no_grad()
+def test_images_that_the_memory_was_made_from_have_distance_zero(fold):
+    x = images(32)
+    model = teach(awaken(Residual()), x)
+    model = folded(model) if fold else model
+    with BatchNormStatistics(model) as statistics:
+        model(x)
+        assert statistics.loss() < 1e-4
+        assert set(statistics.distances()) == {"bn_stem", "bn_a", "bn_b"}
+        own = statistics.loss().item()
+        model(x * 3 + 1)
+        assert statistics.loss() > 100 * own
+        assert statistics.loss().item() == pytest.approx(sum(statistics.distances().values()) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("use", [lambda m: BatchNormStatistics(m), lambda m: remembered_activations(m)])
+def test_hooks_go_away_even_after_an_error(use):
+    model = awaken(Residual())
+    before = snapshot(model)
+    with pytest.raises(ZeroDivisionError), use(model):
+        model(images(2))
+        1 / 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert same_state(before, model.state_dict())
+
+
+@torch.no_grad()
+def test_folded_and_unfolded_layers_remember_the_same_output():
+    model = awaken(Residual())
+    outputs = []
+    for network in (model, folded(model)):
+        with remembered_activations(network, seed=3):
+            outputs.append(network(images(4)))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_remembered_activations_have_the_moments_of_a_rectified_gaussian():
+    """E[relu(x)] = beta Phi(beta / gamma) + gamma phi(beta / gamma) for x ~ N(beta, gamma^2): Nagel et al., appendix C."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    model = awaken(model)
+    with remembered_activations(model, seed=0):
+        seen = model(images(256, (3, 16, 16)))
+    for channel in range(4):
+        beta, gamma = model[1].bias[channel].item(), abs(model[1].weight[channel].item())
+        u = beta / gamma
+        phi, density = 0.5 * (1 + erf(u / sqrt(2))), exp(-u * u / 2) / sqrt(2 * pi)
+        mean = beta * phi + gamma * density
+        square = (beta**2 + gamma**2) * phi + beta * gamma * density
+        assert seen[:, channel].mean().item() == pytest.approx(mean, abs=0.02)
+        assert seen[:, channel].std().item() == pytest.approx(sqrt(square - mean**2), abs=0.02)
+
+
+@torch.no_grad()
+def test_memory_depends_on_the_seed_and_on_nothing_else():
+    model = awaken(Mobile())
+    random_state = torch.get_rng_state()
+    outputs = []
+    for seed, x in ((0, images(4)), (0, 50 * images(4, seed=9)), (1, images(4))):
+        with remembered_activations(model, seed):
+            outputs.append(model(x))
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)),
+                                   nn.BatchNorm2d(3, track_running_stats=False)])
+def test_a_model_without_statistics_is_told_what_to_do(model):
+    with pytest.raises(ValueError, match="no BatchNorm with running statistics, which 'x' needs: use recipe 'rtn-noise'"):
+        require_statistics(model, "'x'")

@@ -1,0 +1,119 @@
+"""Checkpoints: a round trip, one clear error for each way a file can be wrong, and the committed files themselves."""
+import json
+
+import pytest
+import torch
+from networks import awaken, same_state
+from safetensors.torch import save_file
+
+from zsq_lab.checkpoints import (
+    MODELS,
+    checkpoint_path,
+    describe,
+    full_name,
+    load_model,
+    save_model,
+    write_card,
+)
+from zsq_lab.models import build, count_parameters
+
+FACTS = {"model": "cifar10/resnet20", "accuracy": 92.5, "classes": 10, "epochs": 40}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = awaken(build("resnet20")).to(memory_format=torch.channels_last)
+    path = tmp_path / "new folder" / "resnet20.safetensors"
+    save_model(model, path, FACTS)
+    return model, path
+
+
+def test_round_trip(saved):
+    model, path = saved
+    loaded, facts = load_model("cifar10/resnet20", path)
+    assert same_state({k: v.contiguous() for k, v in model.state_dict().items()}, loaded.state_dict())
+    assert facts == FACTS and not loaded.training
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "a partial file was left behind"
+
+
+def test_another_number_of_classes(tmp_path):
+    save_model(build("resnet20", 3), tmp_path / "three.safetensors", {"classes": 3})
+    assert load_model("cifar10/resnet20", tmp_path / "three.safetensors")[0].fc.out_features == 3
+
+
+def test_names():
+    assert full_name("resnet20", "embedded") == "embedded/resnet20"
+    assert full_name("cifar10/mobilenetv2", "embedded") == "cifar10/mobilenetv2"
+    for name, profile in (("vgg", "cifar10"), ("mobilenetv2", "embedded"), ("mars/resnet20", "cifar10")):
+        with pytest.raises(ValueError, match="unknown model .*expected one of cifar10/resnet20"):
+            full_name(name, profile)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "cifar10/vgg"])
+def test_a_name_that_is_not_a_full_one_is_one_clear_error(name, saved):
+    with pytest.raises(ValueError, match="unknown"):
+        load_model(name, saved[1])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"\xff" * 64])
+def test_a_corrupt_file_is_one_clear_error(tmp_path, content):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="bad.safetensors is not a checkpoint of cifar10/resnet20: .*Restore the file"):
+        load_model("cifar10/resnet20", path)
+
+
+def test_a_truncated_file_is_one_clear_error(saved):
+    path = saved[1]
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is not a checkpoint of cifar10/resnet20"):
+        load_model("cifar10/resnet20", path)
+
+
+def test_facts_that_cannot_be_read_are_one_clear_error(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    save_file(build("resnet20").state_dict(), path, {"facts": "{broken"})
+    with pytest.raises(ValueError, match="is not a checkpoint of cifar10/resnet20"):
+        load_model("cifar10/resnet20", path)
+
+
+def test_another_architectures_file_is_one_clear_error(saved):
+    with pytest.raises(ValueError, match="is not a checkpoint of cifar10/mobilenetv2"):
+        load_model("cifar10/mobilenetv2", saved[1])
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint at .*python -m zsq_lab train --model cifar10/resnet20"):
+        load_model("cifar10/resnet20", tmp_path / "none.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
+    model, path = saved
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_model(model, path, {"accuracy": object()})
+    assert path.read_bytes() == before
+
+
+def test_card(tmp_path):
+    write_card(tmp_path / "x.safetensors", FACTS)
+    card = (tmp_path / "x.md").read_text()
+    assert card.startswith("# cifar10/resnet20\n") and "| accuracy | 92.5 |" in card and "`x.safetensors`" in card
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_describe(name):
+    row = describe(name)
+    assert row["model"] == name and row["parameters"] == count_parameters(build(name.split("/")[1]))
+    assert row["accuracy"] is None or 80 < row["accuracy"] < 100
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_committed_checkpoints_load_and_state_their_facts(name):
+    if not checkpoint_path(name).is_file():
+        pytest.skip(f"{name} is not trained yet")
+    model, facts = load_model(name)
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+    json.dumps(facts)
+    assert facts["accuracy"] > 89
+    assert checkpoint_path(name).with_suffix(".md").is_file(), "a checkpoint has a card"

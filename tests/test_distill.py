@@ -1,0 +1,149 @@
+"""Fine-tuning: its losses against hand-worked numbers, what it moves, and above all what it must not move."""
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import IMAGE, Mobile, Residual, SharedConv, awaken, images, same_state, snapshot
+from torch import nn
+
+from zsq_lab.distill import Features, finetune, output_loss, relative_error, stage_layers
+from zsq_lab.graph import trace
+from zsq_lab.layers import QuantConfig, convert, quant_layers
+from zsq_lab.models import ResNet20
+from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
+
+
+def pair(network=Residual, config: QuantConfig | None = None):
+    """(teacher, student with ranges, names of the compared layers)."""
+    teacher, student = convert(awaken(network()), config or QuantConfig(3, 3), IMAGE)
+    fit_weight_ranges(student, search=True)
+    fit_input_ranges(student, [images(32)], search=True)
+    return teacher, student, stage_layers(trace(teacher, IMAGE))
+
+
+def draw(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(16, *IMAGE, generator=generator)
+
+
+def gap(student: nn.Module, teacher: nn.Module) -> float:
+    x = images(64, seed=7)
+    with torch.no_grad():
+        return output_loss(student(x), teacher(x)).item()
+
+
+def test_output_loss_is_the_kullback_leibler_divergence():
+    teacher, student = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    p, q = teacher.softmax(1), student.softmax(1)
+    assert output_loss(student, teacher).item() == pytest.approx(((p * (p / q).log()).sum() / 2).item(), rel=1e-5)
+    assert output_loss(teacher, teacher) == 0
+
+
+def test_output_loss_of_anything_but_logits_is_the_relative_error():
+    teacher, student = torch.tensor([[[3.0], [4.0]]]), torch.tensor([[[3.0], [2.0]]])
+    assert output_loss(student, teacher).item() == pytest.approx(4 / 25)
+    assert relative_error(100 * student, 100 * teacher).item() == pytest.approx(4 / 25)
+
+
+def test_output_loss_of_several_outputs():
+    teacher, student = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    both = output_loss((student, {"same": teacher}), (teacher, {"same": teacher}))
+    assert both.item() == pytest.approx(output_loss(student, teacher).item())
+
+
+def test_stages_end_where_the_resolution_changes():
+    assert stage_layers(trace(ResNet20(), (3, 32, 32))) == ["layer2.0.conv1", "layer3.0.conv1", "fc"]
+    assert stage_layers(trace(nn.Conv2d(3, 4, 3), IMAGE)) == [""]
+
+
+def test_features_are_the_inputs_of_the_named_layers():
+    model = awaken(Residual())
+    with Features(model, ["conv_a", "fc"]) as features:
+        model(images(2))
+    assert features.values["fc"].shape == (2, 6)
+    expected = F.relu(model.bn_stem(model.stem(images(2))))
+    torch.testing.assert_close(features.values["conv_a"], expected)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("network", [Residual, Mobile, SharedConv])
+def test_the_gap_to_the_teacher_closes_and_the_teacher_stays(network):
+    teacher, student, stages = pair(network)
+    before, teacher_before, start = snapshot(student), snapshot(teacher), gap(student, teacher)
+    steps = []
+    finetune(student, teacher, draw, stages, iterations=60, learning_rate=2e-3,
+             on_step=lambda i, loss: steps.append(loss))
+    assert gap(student, teacher) < 0.7 * start and len(steps) == 60
+    assert same_state(teacher_before, teacher.state_dict())
+    moved = {key for key, value in student.state_dict().items() if not torch.equal(value, before[key])}
+    assert any(key.endswith("layer.weight") for key in moved)
+    assert any("weight_quantizer.scale" in key for key in moved) and any("input_quantizers" in key for key in moved)
+    assert not any("zero_point" in key for key in moved)
+
+
+def test_everything_is_frozen_again_afterwards():
+    teacher, student, stages = pair()
+    finetune(student, teacher, draw, stages, iterations=2, learning_rate=1e-3)
+    assert not any(p.requires_grad or p.grad is not None for p in student.parameters())
+    assert all((layer.weight_quantizer.scale > 0).all() for layer in quant_layers(student).values())
+    before = snapshot(student)
+    student(100 * images(4))
+    assert same_state(before, student.state_dict())
+    assert not any(m._forward_pre_hooks for m in [*student.modules(), *teacher.modules()])
+
+
+def test_batchnorm_statistics_are_not_updated_from_synthetic_images():
+    teacher, student, stages = pair(config=QuantConfig(3, 3, convention="literature"))
+    norms = {name: value.clone() for name, value in student.state_dict().items() if "bn_" in name}
+    assert len(norms) == 15
+    finetune(student, teacher, draw, stages, iterations=5, learning_rate=1e-3)
+    assert all(torch.equal(student.state_dict()[name], value) for name, value in norms.items())
+
+
+def test_the_seed_decides_all():
+    results = []
+    for seed in (0, 0, 1):
+        teacher, student, stages = pair()
+        random_state = torch.get_rng_state()
+        finetune(student, teacher, draw, stages, iterations=3, learning_rate=1e-3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), random_state)
+        results.append(snapshot(student))
+    assert same_state(results[0], results[1]) and not same_state(results[0], results[2])
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_the_caller_has_switched_gradients_off(context):
+    results = []
+    for gradients_off in (False, True):
+        teacher, student, stages = pair()
+        if gradients_off:
+            with context():
+                finetune(student, teacher, draw, stages, iterations=2, learning_rate=1e-3)
+        else:
+            finetune(student, teacher, draw, stages, iterations=2, learning_rate=1e-3)
+        results.append(snapshot(student))
+    assert same_state(*results)
+
+
+def test_a_dead_channel_does_not_speed_up_the_other_scales():
+    """A channel of zeros has the stand-in scale 1; steps are taken relative to the size of the scales that count."""
+    moves = []
+    for dead in (False, True):
+        model = awaken(Residual())
+        with torch.no_grad():
+            model.bn_a.weight[2] = 0
+            if not dead:
+                model.conv_a.weight[2] = model.bn_a.weight[2] = 1e-3
+        teacher, student = convert(model, QuantConfig(4, 4), IMAGE)
+        fit_weight_ranges(student, search=False)
+        fit_input_ranges(student, [images(32)], search=False)
+        scale = quant_layers(student)["conv_a"].weight_quantizer.scale
+        before = scale.clone()
+        finetune(student, teacher, draw, ["fc"], iterations=1, learning_rate=1e-4)
+        moves.append((scale - before).abs()[[0, 1, 3, 4, 5]].max())
+    assert moves[1] < 2 * moves[0]
+
+
+def test_divergence_is_named_and_leaves_nothing_learnable():
+    teacher, student, stages = pair()
+    with pytest.raises(RuntimeError, match=r"fine-tuning diverged at iteration \d.*lower the learning rate"):
+        finetune(student, teacher, draw, stages, iterations=5, learning_rate=1e30)
+    assert not any(p.requires_grad for p in student.parameters())

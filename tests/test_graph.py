@@ -1,0 +1,121 @@
+"""The record of a forward pass: who feeds whom, whatever style the model is written in, and nothing left behind."""
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import IMAGE, Residual, SharedConv, SharedReLU, awaken
+from torch import Tensor, nn
+
+from zsq_lab.graph import INPUT, trace
+
+
+def names(graph) -> list[str]:
+    return [node.name for node in graph.nodes]
+
+
+def feeds(graph, name: str) -> list[str]:
+    """Names of what reads the (first) operation called `name`."""
+    return [graph.nodes[i].name for i in graph.consumers(names(graph).index(name))]
+
+
+def test_layers_come_in_the_order_of_the_data_flow():
+    graph = trace(Residual(), IMAGE)
+    assert [graph.nodes[i].name for i in graph.layers()] == ["stem", "conv_a", "conv_b", "fc"]
+    assert graph.first_layers() == {"stem"} and graph.last_layers() == {"fc"}
+
+
+def test_functional_relu_and_residual_sum_are_operations():
+    graph = trace(Residual(), IMAGE)
+    assert feeds(graph, "stem") == ["bn_stem"] and feeds(graph, "bn_stem") == ["relu"]
+    assert feeds(graph, "relu") == ["conv_a", "add"]
+    assert graph.nodes[0].inputs == (INPUT,)
+    assert graph.nodes[0].input_shape == (2, *IMAGE) and graph.nodes[0].output_shape == (2, 6, 4, 4)
+
+
+def test_each_call_of_a_shared_module_is_an_operation_of_its_own():
+    model = SharedConv()
+    assert len(trace(model, IMAGE).calls(model.shared)) == 2
+    model = SharedReLU()
+    graph = trace(model, IMAGE)
+    first, second = graph.calls(model.relu)
+    assert [graph.nodes[i].name for i in graph.consumers(first)] == ["conv2"]
+    assert [graph.nodes[i].name for i in graph.consumers(second)] == ["conv3"]
+
+
+class Styles(nn.Module):
+    """In-place calls, writing into a slice, concatenation, a layer called by keyword, a tuple as result."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(6, 2, 1)
+        self.relu, self.same, self.unused = nn.ReLU(inplace=True), nn.Identity(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.relu(self.a(x))
+        b = torch.zeros_like(a)
+        b[:, 1:] = self.same(self.b(input=a))[:, 1:]
+        b += 1
+        return self.c(torch.cat([a, b], 1)), a
+
+
+def test_in_place_slices_concatenation_and_keywords_are_seen():
+    graph = trace(Styles(), IMAGE)
+    assert [graph.nodes[i].name for i in graph.layers()] == ["a", "b", "c"]
+    assert feeds(graph, "a") == ["relu"]
+    assert feeds(graph, "b") == ["same"]
+    assert "cat" in feeds(graph, "relu")
+    cat = graph.nodes[names(graph).index("cat")]
+    assert len(cat.inputs) == 2
+    reached = {names(graph).index("b")}
+    for index, node in enumerate(graph.nodes):
+        if reached & set(node.inputs):
+            reached.add(index)
+    assert names(graph).index("cat") in reached, "what was written into a slice reaches the concatenation"
+
+
+def test_what_the_model_returns_counts_as_a_reader():
+    graph = trace(Styles(), IMAGE)
+    assert len(graph.consumers(names(graph).index("relu"))) >= 3  # the layer, the concatenation, the caller
+    assert graph.last_layers() == {"c"}
+
+
+def test_a_layer_never_called_is_not_in_the_record():
+    assert "unused" not in names(trace(Styles(), IMAGE))
+
+
+def test_a_bare_layer_is_a_model():
+    graph = trace(nn.Conv2d(3, 4, 1), IMAGE)
+    assert graph.first_layers() == graph.last_layers() == {""}
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(torch.cat([self.left(x), self.right(x)], 1)))
+
+
+def test_several_layers_may_read_the_image():
+    graph = trace(Branches(), IMAGE)
+    assert graph.first_layers() == {"left", "right"} and graph.last_layers() == {"head"}
+
+
+def test_tracing_leaves_nothing_behind():
+    model = awaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))).train()
+    model[2].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    trace(model, IMAGE)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()), "BatchNorm statistics were updated"
+    assert [m.training for m in model.modules()] == [True, True, True, False]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 8), (3,), (3, 0, 8)])
+def test_a_wrong_image_shape_is_one_clear_error(shape):
+    model = Residual().train()
+    with pytest.raises(ValueError, match="does not take an input of shape .* Pass the image_shape"):
+        trace(model, shape)
+    assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

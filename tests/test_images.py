@@ -1,0 +1,89 @@
+"""Images from statistics: the distance falls, the class is met, the seed decides all, and nothing else changes."""
+import pytest
+import torch
+from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot
+from torch import nn
+
+from zsq_lab.bn_stats import BatchNormStatistics
+from zsq_lab.images import count_classes, optimise_images
+from zsq_lab.layers import QuantConfig, convert
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return convert(awaken(Residual()), QuantConfig(), IMAGE)[0]
+
+
+def distance(model: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad(), BatchNormStatistics(model) as statistics:
+        model(x)
+        return statistics.loss().item()
+
+
+def test_statistics_close_in_and_classes_are_met(teacher):
+    steps = []
+    made, labels = optimise_images(teacher, 32, IMAGE, iterations=80, on_step=lambda i, x, loss: steps.append((i, loss)))
+    assert made.shape == (32, *IMAGE) and made.dtype == torch.float32 and not made.requires_grad
+    assert distance(teacher, made) < 0.3 * distance(teacher, images(32))
+    assert [i for i, _ in steps] == list(range(80))
+    assert steps[-1][1]["statistics"] < steps[0][1]["statistics"] and steps[-1][1]["class"] < 0.5 * steps[0][1]["class"]
+    assert (teacher(made).argmax(1) == labels).float().mean() > 0.8
+
+
+def test_classes_are_dealt_out_evenly_and_wanted_ones_are_kept(teacher):
+    _, labels = optimise_images(teacher, 10, IMAGE, iterations=1)
+    assert labels.bincount().tolist() == [2] * 5
+    wanted = torch.tensor([4, 4, 0])
+    _, labels = optimise_images(teacher, 3, IMAGE, iterations=1, labels=wanted)
+    assert torch.equal(labels, wanted)
+
+
+def test_the_seed_decides_all(teacher):
+    first, again, other = (optimise_images(teacher, 6, IMAGE, iterations=3, batch_size=4, seed=s)[0] for s in (0, 0, 1))
+    assert first.shape[0] == 6
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_nothing_else_changes(teacher):
+    before, random_state = snapshot(teacher), torch.get_rng_state()
+    optimise_images(teacher, 4, IMAGE, iterations=2)
+    assert same_state(before, teacher.state_dict()) and torch.equal(torch.get_rng_state(), random_state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_the_caller_has_switched_gradients_off(teacher, context):
+    expected, _ = optimise_images(teacher, 4, IMAGE, iterations=2)
+    with context():
+        made, _ = optimise_images(teacher, 4, IMAGE, iterations=2)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("layers, shape", [
+    ([nn.Linear(6, 4), nn.BatchNorm1d(4)], (6,)), ([nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)], (2, 7)),
+    ([nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4)], (2, 4, 4, 4))], ids=["vector", "signal", "volume"])
+def test_inputs_that_are_not_images(layers, shape):
+    model = awaken(nn.Sequential(*layers))
+    made, labels = optimise_images(model, 64, shape, iterations=40)
+    assert made.shape == (64, *shape) and (labels is None) == (len(shape) > 1)
+    assert distance(model, made) < distance(model, images(64, shape))
+
+
+def test_unfolded_batchnorms_work_too():
+    model = awaken(Mobile())
+    made, _ = optimise_images(model, 16, IMAGE, iterations=40)
+    assert distance(model, made) < 0.8 * distance(model, images(16))
+
+
+def test_count_classes():
+    assert count_classes(awaken(Residual()), IMAGE) == 5
+    assert count_classes(awaken(nn.Conv2d(3, 4, 1)), IMAGE) is None
+
+
+def test_a_model_without_statistics_and_a_divergence_are_named(teacher):
+    with pytest.raises(ValueError, match="no BatchNorm with running statistics, which making images needs"):
+        optimise_images(nn.Conv2d(3, 4, 1), 4, IMAGE)
+    with pytest.raises(RuntimeError, match="diverged at iteration .*: lower the learning rate"):
+        optimise_images(teacher, 4, IMAGE, iterations=5, learning_rate=1e30)

@@ -1,0 +1,259 @@
+"""Quantized layers against PyTorch's own operations, one range for each call site, and one clear error for the rest."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import (
+    IMAGE,
+    LAYER_TYPES,
+    Mobile,
+    Residual,
+    SharedConv,
+    SharedReLU,
+    awaken,
+    images,
+    layer_and_norm,
+    same_state,
+    snapshot,
+)
+from torch import Tensor, nn
+
+from zsq_lab.folding import output_axis
+from zsq_lab.graph import BATCH_NORMS
+from zsq_lab.layers import (
+    QuantConfig,
+    QuantLayer,
+    check_model,
+    convert,
+    quant_layers,
+    quantization_off,
+)
+from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
+
+W4A4 = QuantConfig(4, 4)
+
+
+def calibrated(model: nn.Module, config: QuantConfig = W4A4, shape: tuple[int, ...] = IMAGE) -> nn.Module:
+    """A student with ranges from a few noise images."""
+    _, student = convert(model, config, shape)
+    fit_weight_ranges(student, search=False)
+    fit_input_ranges(student, [images(16, shape)], search=False)
+    return student
+
+
+def seen_by(layer: QuantLayer, student: nn.Module, x: Tensor) -> list[Tensor]:
+    """The inputs that reach the float layer inside a quantized one, call by call."""
+    inputs: list[Tensor] = []
+    handle = layer.layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().clone()))
+    student(x)
+    handle.remove()
+    return inputs
+
+
+@pytest.mark.parametrize("arguments, problem", [
+    ({"weight_bits": 1}, "weight_bits: bits must be"), ({"activation_bits": 17}, "activation_bits: bits must be"),
+    ({"edge_bits": 0}, "edge_bits: bits must be"), ({"weight_bits": 4.0}, "weight_bits"),
+    ({"convention": "mine"}, "unknown convention 'mine': expected one of deployable, literature")])
+def test_bad_configurations_are_refused(arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        QuantConfig(**arguments)
+
+
+def test_configuration_prints_its_convention():
+    assert str(QuantConfig(4, 3)) == "W4A3 deployable"
+    assert str(QuantConfig(2, 2, 8, "literature")) == "W2A2 literature, first and last layer 8 bits"
+
+
+@pytest.mark.parametrize("convention", ["deployable", "literature"])
+@pytest.mark.parametrize("kind", LAYER_TYPES)
+def test_every_kind_of_layer_computes_with_quantized_weight_and_input(kind, convention):
+    """The same result as PyTorch's fake quantization of the weight and of the input, then the float layer."""
+    model, shape = layer_and_norm(kind)
+    student = calibrated(model, QuantConfig(4, 4, convention=convention), shape)
+    (layer,) = quant_layers(student).values()
+    x = images(4, shape, seed=5)
+    plain = copy.deepcopy(layer.layer)
+    axis, weights = output_axis(plain), layer.weight_quantizer
+    assert weights.scale.numel() == plain.weight.shape[axis]
+    ends = (-8, 7) if convention == "deployable" else (0, 15)
+    plain.weight.copy_(torch.fake_quantize_per_channel_affine(
+        plain.weight, weights.scale.flatten(), weights.zero_point.flatten().to(torch.int32), axis, *ends))
+    inputs = layer.input_quantizer
+    grid = torch.fake_quantize_per_tensor_affine(x, inputs.scale.item(), int(inputs.zero_point), 0, 255)
+    torch.testing.assert_close(layer(x), plain(grid), rtol=1e-5, atol=1e-5)
+    for channel in plain.weight.transpose(0, axis):
+        assert len(channel.unique()) <= 16
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_functional_relu_is_quantized_before_the_next_convolution(bits):
+    student = calibrated(awaken(Residual()), QuantConfig(8, bits))
+    for name in ("conv_a", "conv_b", "fc"):
+        (x,) = seen_by(quant_layers(student)[name], student, images(32))
+        assert 1 < len(x.unique()) <= 2**bits, name
+        assert x.min() >= 0 or name == "fc"
+
+
+def test_inputs_that_are_never_negative_use_an_unsigned_grid():
+    layers = quant_layers(calibrated(awaken(Residual())))
+    assert layers["conv_a"].input_quantizer.zero_point == 0
+    assert layers["stem"].input_quantizer.zero_point > 0
+
+
+def test_a_convolution_called_twice_has_a_range_for_each_call():
+    student = calibrated(awaken(SharedConv()))
+    layer = quant_layers(student)["shared"]
+    first, second = layer.input_quantizers
+    inputs = seen_by(layer, student, images(16))  # the images that the ranges were taken from
+    for quantizer, x in zip((first, second), inputs, strict=True):
+        torch.testing.assert_close(quantizer.scale * 15, x.max())
+        assert len(x.unique()) <= 16
+    assert second.scale > 20 * first.scale
+
+
+def test_a_relu_used_twice_leaves_each_convolution_its_own_range():
+    layers = quant_layers(calibrated(awaken(SharedReLU())))
+    assert layers["conv3"].input_quantizer.scale > 20 * layers["conv2"].input_quantizer.scale
+
+
+def test_call_sites_are_counted_anew_after_a_failed_pass():
+    student = calibrated(awaken(SharedConv()))
+    x = images(4)
+    expected = student(x)
+    handle = quant_layers(student)["shared"].layer.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        student(x)
+    handle.remove()
+    assert torch.equal(student(x), expected)
+    assert torch.equal(copy.deepcopy(student)(x), expected)
+
+
+@pytest.mark.parametrize("edge_bits, weights, inputs", [(None, [3, 3, 3, 3], [8, 4, 4, 4]), (8, [8, 3, 3, 8], [8, 4, 4, 8])])
+def test_edge_bits_reach_the_first_and_last_layer_only(edge_bits, weights, inputs):
+    layers = quant_layers(convert(awaken(Residual()), QuantConfig(3, 4, edge_bits), IMAGE)[1])
+    by_flow = [layers[name] for name in ("stem", "conv_a", "conv_b", "fc")]
+    assert [layer.weight_quantizer.bits for layer in by_flow] == weights
+    assert [layer.input_quantizer.bits for layer in by_flow] == inputs  # the image itself always has 8
+
+
+def test_only_the_call_that_reads_the_image_gets_the_images_bits():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(F.relu(self.conv(x)))
+
+    layers = quant_layers(convert(Twice(), W4A4, IMAGE)[1])
+    assert [q.bits for q in layers["conv"].input_quantizers] == [8, 4]
+
+
+def test_conventions():
+    _, deployable = convert(awaken(Residual()), W4A4, IMAGE)
+    assert not any(isinstance(m, BATCH_NORMS) for m in deployable.modules())
+    assert all(layer.weight_quantizer.symmetric for layer in quant_layers(deployable).values())
+    _, literature = convert(awaken(Residual()), QuantConfig(4, 4, convention="literature"), IMAGE)
+    assert sum(isinstance(m, BATCH_NORMS) and not m.training for m in literature.modules()) == 3
+    assert not any(layer.weight_quantizer.symmetric for layer in quant_layers(literature).values())
+    assert not any(layer.input_quantizer.symmetric for layer in quant_layers(literature).values())
+
+
+@pytest.mark.parametrize("network", [Residual, Mobile, SharedConv, SharedReLU])
+@pytest.mark.parametrize("convention", ["deployable", "literature"])
+def test_with_quantization_off_the_student_is_the_model(network, convention):
+    model = awaken(network())
+    teacher, student = convert(model, QuantConfig(2, 2, convention=convention), IMAGE)
+    x = images(4)
+    with quantization_off(student):
+        torch.testing.assert_close(student(x), model(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(teacher(x), model(x), rtol=1e-4, atol=1e-4)
+    assert all(q.enabled for layer in quant_layers(student).values() for q in layer.input_quantizers)
+
+
+def test_quantization_off_restores_after_an_error_and_by_kind():
+    student = calibrated(awaken(Residual()))
+    layer = quant_layers(student)["conv_a"]
+    with pytest.raises(ZeroDivisionError), quantization_off(student, weights=False):
+        assert layer.weight_quantizer.enabled and not layer.input_quantizer.enabled
+        1 / 0
+    assert layer.input_quantizer.enabled
+
+
+@pytest.mark.parametrize("convention", ["deployable", "literature"])
+def test_converting_leaves_the_input_untouched(convention):
+    model = awaken(Residual()).train()
+    model.fc.eval()
+    model.stem.weight.requires_grad_(False)
+    before = snapshot(model)
+    teacher, student = convert(model, QuantConfig(convention=convention), IMAGE)
+    for parameter in [*teacher.parameters(), *student.parameters()]:
+        parameter.data.fill_(7)
+    assert same_state(before, model.state_dict())
+    assert model.training and not model.fc.training
+    assert [p.requires_grad for n, p in model.named_parameters() if n == "stem.weight"] == [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_quantized_as_floats(dtype):
+    model = awaken(Residual()).to(dtype)
+    student = calibrated(model)
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert torch.isfinite(student(images(2))).all()
+
+
+def test_two_and_three_dimensional_layers_in_one_model():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.deep = nn.Conv2d(3, 4, 3, padding=1), nn.Conv3d(1, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.deep(self.flat(x).unsqueeze(1))
+
+    assert torch.isfinite(calibrated(awaken(Mixed()))(images(2))).all()
+
+
+def test_a_bare_layer_becomes_a_quantized_layer():
+    student = calibrated(awaken(nn.Conv2d(3, 4, 3)))
+    assert isinstance(student, QuantLayer) and student(images(2)).shape == (2, 4, 6, 6)
+
+
+class Holder(nn.Module):
+    def __init__(self, **modules: nn.Module):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 4), nn.GRUCell(4, 4), nn.MultiheadAttention(4, 1), nn.Embedding(3, 4),
+                                   nn.Bilinear(2, 2, 2), nn.TransformerEncoderLayer(4, 1)], ids=lambda m: type(m).__name__)
+def test_unsupported_layers_are_named(layer):
+    with pytest.raises(ValueError, match=r"layer 'inner.*' \(.*\) is not supported.*replace or remove"):
+        check_model(Holder(inner=layer))
+
+
+def test_an_already_quantized_model_is_refused():
+    student = calibrated(awaken(Residual()))
+    with pytest.raises(ValueError, match="layer 'stem' is already quantized: pass the full-precision model"):
+        check_model(student)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where, own", [("conv_a", "weight"), ("fc", "bias"), ("bn_b", "running_var"), ("bn_a", "weight")])
+def test_nan_and_infinity_are_named(where, own, value):
+    model = awaken(Residual())
+    getattr(model.get_submodule(where), own).data[0] = value
+    with pytest.raises(ValueError, match=f"layer '{where}' has NaN or infinity in its {own}: load a sound checkpoint"):
+        check_model(model)
+
+
+@pytest.mark.parametrize("model, problem", [
+    (nn.Sequential(nn.ReLU()), "no convolution and no linear layer"), ("resnet20", "expected a torch.nn.Module, got str"),
+    (nn.Sequential(nn.LazyConv2d(4, 1)), "layer '0' has no weights yet")])
+def test_other_things_that_cannot_be_quantized(model, problem):
+    with pytest.raises(ValueError, match=problem):
+        check_model(model)

@@ -1,0 +1,314 @@
+"""quantize() and synthesize(): every recipe on every kind of model, the input untouched, one seed one result."""
+import json
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import (
+    IMAGE,
+    LAYER_TYPES,
+    TINY,
+    Mobile,
+    Residual,
+    SharedConv,
+    SharedReLU,
+    awaken,
+    images,
+    layer_and_norm,
+    same_state,
+    snapshot,
+)
+from torch import Tensor, nn
+
+from zsq_lab import QuantConfig, quantize, synthesize
+from zsq_lab.distill import relative_error
+from zsq_lab.graph import BATCH_NORMS
+from zsq_lab.layers import quant_layers
+from zsq_lab.recipes import BUDGETS, RECIPES, learning_rate, model_bytes, pool_sampler
+
+WITHOUT_IMAGES = [name for name, recipe in RECIPES.items() if not recipe.needs_images]
+FROM_STATISTICS = [name for name in WITHOUT_IMAGES if name != "rtn-noise"]
+QUICK = ["rtn-noise", "rtn-bn", "dfq", "squant"]
+
+
+def run(model: nn.Module, recipe: str, *, weight_bits: int = 4, activation_bits: int = 4, shape=IMAGE, seed: int = 0,
+        convention: str = "deployable", edge_bits: int | None = None, **options):
+    if RECIPES[recipe].needs_images:
+        options.setdefault("images", images(16, shape))
+    return quantize(model, QuantConfig(weight_bits, activation_bits, edge_bits, convention), recipe, image_shape=shape,
+                    seed=seed, **{"budget": TINY, **options})
+
+
+def conventions_of(recipe: str) -> list[str]:
+    return ["deployable"] if recipe == "dfq" else ["deployable", "literature"]
+
+
+EACH = [(recipe, convention) for recipe in RECIPES for convention in conventions_of(recipe)]
+
+
+def test_the_named_recipes_and_budgets():
+    assert list(RECIPES) == ["rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled", "real-ranges", "real-finetune"]
+    assert [name for name, recipe in RECIPES.items() if recipe.needs_images] == ["real-ranges", "real-finetune"]
+    assert list(BUDGETS) == ["quick", "standard", "long"] and all(name == b.name for name, b in BUDGETS.items())
+
+
+@pytest.mark.parametrize("recipe, convention", EACH)
+def test_the_input_and_the_world_are_untouched(recipe, convention):
+    model = awaken(Residual()).train()
+    model.bn_a.eval()
+    model.fc.bias.requires_grad_(False)
+    calls = []
+    model.fc.register_forward_hook(lambda *_: calls.append(1))
+    before = snapshot(model)
+    facts = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    world = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+    result = run(model, recipe, convention=convention)
+    assert same_state(before, model.state_dict())
+    assert facts == [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["fc.bias"]
+    assert all(p.grad is None for p in model.parameters())
+    after = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+    assert torch.equal(world[0], after[0]) and world[1:] == after[1:]
+    shared = {p.data_ptr() for p in model.state_dict().values()} & {p.data_ptr() for p in result.model.state_dict().values()}
+    assert not shared, "the result shares memory with the input"
+
+
+@pytest.mark.parametrize("recipe, convention", EACH)
+def test_one_seed_one_result_to_the_bit(recipe, convention):
+    first, again, other = (run(awaken(Residual()), recipe, seed=seed, convention=convention) for seed in (0, 0, 1))
+    torch.rand(7)  # what happens to the global generator in between does not matter
+    assert same_state(first.model.state_dict(), again.model.state_dict())
+    assert torch.equal(first.model(images(4)), again.model(images(4)))
+    if recipe != "real-ranges" or convention == "deployable":  # min-max of the same images: the seed has nothing to do
+        assert not same_state(first.model.state_dict(), other.model.state_dict())
+
+
+@pytest.mark.parametrize("recipe, convention", EACH)
+def test_evaluating_leaves_every_bit_of_the_result(recipe, convention):
+    model = run(awaken(Residual()), recipe, convention=convention).model
+    assert not any(m.training for m in model.modules()) and not any(p.requires_grad for p in model.parameters())
+    before, x = snapshot(model), images(4)
+    expected = model(x)
+    for factor in (1, 1000):
+        model(factor * images(8, seed=3))
+    assert same_state(before, model.state_dict()) and torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("recipe, convention", EACH)
+@pytest.mark.parametrize("network", [Residual, Mobile])
+def test_eight_bits_stay_near_the_full_precision_model(recipe, convention, network):
+    model = awaken(network())
+    images_like_memory = synthesize(model, 16, image_shape=IMAGE, budget=TINY)
+    result = run(model, recipe, weight_bits=8, activation_bits=8, convention=convention)
+    limit = 0.12 if recipe == "dfq" else 0.05  # untrained statistics: absorption and correction are rough guesses here
+    assert relative_error(result.model(images_like_memory), model(images_like_memory)) < limit
+
+
+@pytest.mark.parametrize("recipe", QUICK)
+@pytest.mark.parametrize("kind", LAYER_TYPES)
+def test_every_kind_of_layer(recipe, kind):
+    model, shape = layer_and_norm(kind)
+    result = run(model, recipe, shape=shape)
+    assert len(quant_layers(result.model)) == 1 and result.model(images(2, shape)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv3d", "grouped transposed"])
+def test_distilled_on_other_kinds_of_layers(kind):
+    model, shape = layer_and_norm(kind)
+    assert run(model, "distilled", shape=shape).model(images(2, shape)).isfinite().all()
+
+
+@pytest.mark.parametrize("recipe", WITHOUT_IMAGES)
+@pytest.mark.parametrize("network", [SharedConv, SharedReLU])
+def test_shared_layers(recipe, network):
+    result = run(awaken(network()), recipe)
+    assert result.model(images(2)).isfinite().all()
+    if network is SharedConv:
+        first, second = quant_layers(result.model)["shared"].input_quantizers
+        assert second.scale > 10 * first.scale
+
+
+@pytest.mark.parametrize("recipe", FROM_STATISTICS)
+def test_a_model_without_batchnorm_is_told_what_to_do(recipe):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ValueError, match="no BatchNorm with running statistics.*use recipe 'rtn-noise'"):
+        run(model, recipe)
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))],
+                         ids=["bare convolution", "two layers"])
+def test_noise_needs_no_batchnorm(model):
+    result = run(model, "rtn-noise", weight_bits=8, activation_bits=8)
+    assert relative_error(result.model(images(8)), model(images(8))) < 0.01
+    assert len(quant_layers(result.model)) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("recipe", WITHOUT_IMAGES)
+def test_dead_channels(recipe):
+    """A weight channel of zeros, and a BatchNorm whose gamma is zero: nothing becomes NaN, nothing jumps."""
+    model = awaken(Residual())
+    with torch.no_grad():
+        model.conv_a.weight[1] = 0
+        model.bn_b.weight[2] = 0
+        model.bn_a.weight.zero_()
+    result = run(model, recipe, weight_bits=8, activation_bits=8)
+    assert all(v.isfinite().all() for v in result.model.state_dict().values())
+    assert relative_error(result.model(images(8)), model(images(8))) < 0.5
+
+
+class NoisyOutput(nn.Module):
+    """Returns more than logits, as detectors and segmentation networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> dict:
+        features = F.relu(self.bn(self.a(x)))
+        return {"maps": self.b(features), "features": [features]}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_models_that_return_several_tensors(recipe):
+    model = awaken(NoisyOutput())
+    out, expected = run(model, recipe, weight_bits=8, activation_bits=8).model(images(4)), model(images(4))
+    assert relative_error(out["maps"], expected["maps"]) < 0.1
+    assert relative_error(out["features"][0], expected["features"][0]) < 0.1, "what is returned may not be rescaled"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions(dtype):
+    model = awaken(Residual()).to(dtype)
+    result = run(model, "distilled", weight_bits=8, activation_bits=8)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert relative_error(result.model(images(8)), awaken(Residual())(images(8))) < 0.05
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("recipe", ["rtn-bn", "distilled", "real-finetune"])
+def test_works_where_the_caller_has_switched_gradients_off(recipe, context):
+    expected = run(awaken(Residual()), recipe)
+    with context():
+        result = run(awaken(Residual()), recipe)
+    assert same_state(expected.model.state_dict(), result.model.state_dict())
+
+
+@pytest.mark.parametrize("edge_bits, weights", [(None, [2, 2, 2, 2]), (8, [8, 2, 2, 8])])
+def test_edge_bits(edge_bits, weights):
+    layers = quant_layers(run(awaken(Residual()), "rtn-bn", weight_bits=2, edge_bits=edge_bits).model)
+    assert [layers[n].weight_quantizer.bits for n in ("stem", "conv_a", "conv_b", "fc")] == weights
+
+
+def test_literature_keeps_batchnorm_and_its_statistics():
+    model = awaken(Residual())
+    student = run(model, "distilled", convention="literature").model
+    norms = {n: m for n, m in student.named_modules() if isinstance(m, BATCH_NORMS)}
+    assert set(norms) == {"bn_stem", "bn_a", "bn_b"}
+    for name, norm in norms.items():
+        own = model.get_submodule(name)
+        assert torch.equal(norm.running_mean, own.running_mean) and torch.equal(norm.running_var, own.running_var)
+        assert norm.num_batches_tracked == own.num_batches_tracked
+
+
+def test_dfq_needs_folded_layers():
+    with pytest.raises(ValueError, match="use convention 'deployable'"):
+        run(awaken(Residual()), "dfq", convention="literature")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_report(recipe):
+    result = run(awaken(Residual()), recipe, weight_bits=4, activation_bits=3, seed=5)
+    report = json.loads(json.dumps(result.report))
+    assert {"recipe", "config", "convention", "seed", "budget", "seconds", "iterations", "bytes_before", "bytes_after",
+            "device", "versions"} <= set(report)
+    assert report["recipe"] == recipe and report["convention"] == "deployable" and report["seed"] == 5
+    assert report["config"] == {"weight_bits": 4, "activation_bits": 3, "edge_bits": None, "convention": "deployable"}
+    assert report["device"] == "cpu" and report["versions"]["torch"] == torch.__version__ and report["seconds"] > 0
+    assert report["iterations"] == {"zeroq": 3, "distilled": 6, "real-finetune": 3}.get(recipe, 0)
+
+
+def test_bytes_counted_by_hand():
+    """A 3 -> 2 linear after folding: 6 weights of 3 bits in 3 bytes, 2 biases, 2 weight scales, 1 input scale."""
+    model = awaken(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
+    result = run(model, "rtn-bn", weight_bits=3, shape=(3,))
+    assert result.report["bytes_before"] == 4 * (6 + 2)
+    assert result.report["bytes_after"] == 3 + 4 * (2 + 2 + 1)
+    wide = run(awaken(Residual()), "rtn-bn", weight_bits=8).model
+    assert model_bytes(wide)[0] == 4 * (6 * 27 + 6 + 2 * (6 * 54 + 6) + 6 * 5 + 5)
+
+
+def test_a_result_can_be_saved_and_copied():
+    result = run(awaken(SharedConv()), "rtn-bn")
+    copied = pickle.loads(pickle.dumps(result.model))
+    assert torch.equal(copied(images(2)), result.model(images(2)))
+
+
+@pytest.mark.parametrize("options, problem", [
+    ({"recipe": "magic"}, "unknown recipe 'magic': expected one of rtn-noise"),
+    ({"budget": "huge"}, "unknown budget 'huge': expected one of quick, standard, long"),
+    ({"recipe": "real-ranges"}, "needs real images: pass images="),
+    ({"recipe": "rtn-bn", "images": images(4)}, "looks at no images: leave images= out"),
+    ({"recipe": "real-ranges", "images": images(4, (3, 9, 9))}, r"expected \[N, 3, 8, 8\]"),
+    ({"recipe": "real-ranges", "images": images(0)}, "images"),
+    ({"recipe": "real-ranges", "images": torch.zeros(4, *IMAGE, dtype=torch.uint8)}, "uint8.*normalise"),
+    ({"recipe": "real-ranges", "images": torch.full((4, *IMAGE), torch.nan)}, "NaN or infinity: check the calibration"),
+    ({"image_shape": (1, 8, 8)}, "does not take an input of shape .*Pass the image_shape")])
+def test_bad_arguments(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        quantize(awaken(Residual()), **{"recipe": "rtn-bn", "image_shape": IMAGE, "budget": TINY, **options})
+
+
+@pytest.mark.parametrize("recipe", ["rtn-bn", "distilled"])
+def test_bad_models_are_named(recipe):
+    model = awaken(Residual())
+    with pytest.raises(ValueError, match="layer 'stem' is already quantized"):
+        run(run(model, "rtn-noise").model, recipe)
+    model.rnn = nn.LSTM(3, 3)
+    with pytest.raises(ValueError, match=r"layer 'rnn' \(LSTM\) is not supported"):
+        run(model, recipe)
+    model = awaken(Residual())
+    model.conv_b.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="layer 'conv_b' has NaN or infinity in its weight"):
+        run(model, recipe)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        synthesize(model, 2, image_shape=IMAGE, budget=TINY)
+
+
+def test_synthesize():
+    model = awaken(Residual()).train()
+    before, random_state = snapshot(model), torch.get_rng_state()
+    made = synthesize(model, 10, image_shape=IMAGE, budget=TINY)
+    assert made.shape == (10, *IMAGE) and made.is_contiguous() and made.isfinite().all()
+    assert torch.equal(made, synthesize(model, 10, image_shape=IMAGE, budget=TINY, seed=0))
+    assert not torch.equal(made, synthesize(model, 10, image_shape=IMAGE, budget=TINY, seed=1))
+    assert same_state(before, model.state_dict()) and model.training
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, "4"])
+def test_synthesize_refuses_a_senseless_number(n):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1"):
+        synthesize(awaken(Residual()), n, image_shape=IMAGE)
+
+
+def test_synthesize_needs_statistics():
+    with pytest.raises(ValueError, match="no BatchNorm with running statistics, which making images needs"):
+        synthesize(nn.Conv2d(3, 4, 3), 2, image_shape=IMAGE)
+
+
+def test_learning_rate_falls_with_the_width():
+    rates = [learning_rate(QuantConfig(bits, 8)) for bits in (2, 3, 4, 5, 8)]
+    assert rates == sorted(rates, reverse=True) and rates[0] > rates[2]
+    assert learning_rate(QuantConfig(8, 2)) == rates[0]
+
+
+def test_the_pool_gives_images_of_the_pool_mirrored_half_of_the_time():
+    pool = images(5)
+    batch = pool_sampler(pool, 400)(torch.Generator().manual_seed(0))
+    plain = (batch[:, None] == pool).flatten(2).all(2)
+    mirrored = (batch[:, None] == pool.flip(-1)).flatten(2).all(2)
+    assert (plain | mirrored).any(1).all() and 0.4 < plain.any(1).float().mean() < 0.6
+    assert (plain | mirrored).any(0).all()
+    assert pool_sampler(images(5, (7,)), 4)(torch.Generator().manual_seed(0)).shape == (4, 7)

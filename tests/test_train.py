@@ -1,0 +1,120 @@
+"""Training: a resumed run is the uninterrupted one, the schedule, and what augmentation may and may not do."""
+import pytest
+import torch
+from networks import same_state
+from torch import Tensor, nn
+
+from zsq_lab.train import PAD, augment, image_side, learning_rate, train
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(8, 4))
+
+
+def data(n: int = 48) -> tuple[Tensor, Tensor]:
+    """Images whose class is told by their colour."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 4
+    colours = torch.tensor([[200, 20, 20], [20, 200, 20], [20, 20, 200], [200, 200, 20]])[labels][:, :, None, None]
+    noise = torch.randint(0, 50, (n, 3, 16, 16), generator=generator)
+    return (colours + noise).to(torch.uint8), labels
+
+
+def normalise(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
+
+
+def settings(**more) -> dict:
+    return {"batch_size": 16, "peak": 0.1, "progress": False, **more}
+
+
+def test_training_learns():
+    model, (images, labels) = network(), data()
+    facts = train(model, images, labels, normalise, epochs=12, **settings())
+    assert facts["loss"] < 0.7 and facts["epochs"] == 12 and not model.training
+    assert (model(normalise(images)).argmax(1) == labels).float().mean() > 0.8
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path):
+    images, labels = data()
+    whole = network()
+    train(whole, images, labels, normalise, epochs=4, **settings())
+    state, batches = tmp_path / "deep" / "run.pt", 0
+
+    def pull_the_plug(x: Tensor) -> Tensor:
+        nonlocal batches
+        batches += 1
+        if batches == 2 * 3 + 2:  # in the third epoch
+            raise KeyboardInterrupt
+        return normalise(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), images, labels, pull_the_plug, epochs=4, state_file=state, **settings())
+    assert torch.load(state, weights_only=True)["epoch"] == 2
+    resumed = network()
+    with torch.no_grad():
+        for parameter in resumed.parameters():
+            parameter.add_(1)  # the state is what counts, not the fresh weights
+    facts = train(resumed, images, labels, normalise, epochs=4, state_file=state, **settings())
+    assert same_state(whole.state_dict(), resumed.state_dict())
+    assert facts["epochs"] == 4 and [p.name for p in state.parent.iterdir()] == ["run.pt"]
+    again = network()
+    train(again, images, labels, normalise, epochs=4, state_file=state, **settings())  # nothing left to do
+    assert same_state(whole.state_dict(), again.state_dict())
+
+
+def test_the_seed_decides():
+    images, labels = data()
+    models = [network() for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        random_state = torch.get_rng_state()
+        train(model, images, labels, normalise, epochs=1, seed=seed, **settings())
+        assert torch.equal(torch.get_rng_state(), random_state)
+    states = [m.state_dict() for m in models]
+    assert same_state(states[0], states[1]) and not same_state(states[0], states[2])
+
+
+def test_learning_rate_is_one_cycle():
+    rates = [learning_rate(step, 100, 0.5) for step in range(101)]
+    assert rates[0] == pytest.approx(0.05) and max(rates) == rates[20] == pytest.approx(0.5)
+    assert rates[60] == pytest.approx(0.25) and rates[100] == 0
+    assert all(a < b for a, b in zip(rates[:20], rates[1:21])) and all(a > b for a, b in zip(rates[20:], rates[21:]))
+
+
+def test_images_grow_to_full_size_at_55_percent():
+    sides = [image_side(epoch, 40, 32) for epoch in range(40)]
+    assert sides == sorted(sides) and set(sides) == {16, 20, 24, 28, 32}
+    assert sides.index(32) == 22
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_each_augmented_image_is_a_padded_crop_of_its_own(dtype):
+    """Every row of the result is found in the padded input or its mirror image, at one offset for the whole image."""
+    images = (torch.rand(24, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 254 + 1).to(dtype)
+    result = augment(images, torch.Generator().manual_seed(1))
+    assert result.shape == images.shape and result.dtype == dtype
+    found = set()
+    for image, cropped in zip(images, result, strict=True):
+        padded = torch.zeros(3, 6 + 2 * PAD, 6 + 2 * PAD, dtype=dtype)
+        padded[:, PAD:-PAD, PAD:-PAD] = image
+        places = [(top, left, flip) for top in range(2 * PAD + 1) for left in range(2 * PAD + 1) for flip in (False, True)
+                  if torch.equal(cropped.flip(2) if flip else cropped, padded[:, top:top + 6, left:left + 6])]
+        assert places
+        found.add(places[0])
+    assert len(found) > 15 and {flip for *_, flip in found} == {False, True}
+
+
+def test_augmentation_depends_on_its_generator_only():
+    images, _ = data(8)
+    first, again, other = (augment(images, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_divergence_and_too_few_images_are_named():
+    images, labels = data()
+    with pytest.raises(RuntimeError, match="training diverged in epoch .*lower --lr"):
+        train(network(), images, labels, lambda x: normalise(x) * torch.nan, epochs=1, **settings())
+    with pytest.raises(ValueError, match="48 images.*batch"):
+        train(network(), images, labels, normalise, epochs=1, **settings(batch_size=64))
