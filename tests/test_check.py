@@ -20,7 +20,8 @@ def test_a_right_answer_prints_one_line(capsys):
     assert capsys.readouterr().out == "mine: correct on all 2 cases\n"
 
 
-@pytest.mark.parametrize("reference", [lambda x: (x, 2 * x), lambda x: 3, lambda x: 0.5, lambda x: x > 1, lambda x: (x.mean(), 7)])
+@pytest.mark.parametrize("reference", [lambda x: (x, 2 * x), lambda x: 3, lambda x: 0.5, lambda x: x > 1,
+                                       lambda x: (x.mean(), 7)])
 def test_tensors_numbers_and_tuples_are_compared(reference):
     check(reference, reference, CASES, "")
 

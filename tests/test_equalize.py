@@ -37,7 +37,7 @@ def unbalanced(model: nn.Module) -> nn.Module:
     return model
 
 
-def assert_same_output(model: nn.Module, other: nn.Module, shape: tuple[int, ...] = IMAGE, x: Tensor | None = None) -> None:
+def assert_same_output(model: nn.Module, other: nn.Module, shape: tuple[int, ...] = IMAGE, x: Tensor | None = None):
     x = 3 * images(8, shape).double() if x is None else x
     torch.testing.assert_close(other(x), model(x), rtol=1e-8, atol=1e-8)
 
@@ -223,14 +223,15 @@ def rectified_mean(beta: float, gamma: float) -> float:
 
 
 def test_bias_correction_is_the_closed_form_of_dfq():
-    """The shift is (W_q - W) E[x] with E[x] the mean of a rectified Gaussian: Nagel et al. 2019, equations (17), (19)."""
+    """The shift is (W_q - W) E[x] with E[x] the mean of a rectified Gaussian: Nagel et al. 2019, section 4.3."""
     model = awaken(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 6)))
     _, student = convert(model, QuantConfig(3, 8), (3,))
     fit_weight_ranges(student, search=False)
     fit_input_ranges(student, [images(16, (3,))], search=False)
     before = student[3].layer.bias.clone()
     correct_biases(student, (3,), samples=20_000)
-    expected_input = torch.tensor([rectified_mean(b.item(), abs(g.item())) for b, g in zip(model[1].bias, model[1].weight)])
+    moments = zip(model[1].bias.tolist(), model[1].weight.abs().tolist(), strict=True)
+    expected_input = torch.tensor([rectified_mean(beta, gamma) for beta, gamma in moments])
     weight = student[3].layer.weight
     error = student[3].weight_quantizer(weight) - weight
     assert (error @ expected_input).abs().max() > 0.05
@@ -248,8 +249,8 @@ def test_bias_correction_of_every_kind_of_layer(kind):
     fit_input_ranges(student, [images(8, shape)], search=False)
     correct_biases(student, shape, samples=4000)
     quantized = student[2]
-    beta, gamma = model[0].bias, model[0].weight.abs()
-    x = F.relu(images(4000, shape) * gamma.reshape(-1, *[1] * (len(shape) - 1)) + beta.reshape(-1, *[1] * (len(shape) - 1)))
+    beta, gamma = (v.reshape(-1, *[1] * (len(shape) - 1)) for v in (model[0].bias, model[0].weight.abs()))
+    x = F.relu(images(4000, shape) * gamma + beta)
     for q in quantized.input_quantizers:
         q.enabled = False
     channels = [d for d in range(len(shape) + 1) if d != 1]

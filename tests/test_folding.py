@@ -106,8 +106,8 @@ class Unfoldable(nn.Module):
                 return {"normed": self.bn(out), "raw": [out]}
 
 
-@pytest.mark.parametrize("case", ["after a sum", "after an activation", "on the image", "BatchNorm shared by two layers",
-                                  "layer called twice", "layer feeds two", "layer's output is returned"])
+@pytest.mark.parametrize("case", ["after a sum", "after an activation", "on the image", "layer called twice",
+                                  "BatchNorm shared by two layers", "layer feeds two", "layer's output is returned"])
 def test_what_cannot_be_folded_is_left_alone(case):
     model = awaken(Unfoldable(case))
     result = folded(model, (4, 5, 5))

@@ -22,7 +22,8 @@ def distance(model: nn.Module, x: torch.Tensor) -> float:
 
 def test_statistics_close_in_and_classes_are_met(teacher):
     steps = []
-    made, labels = optimise_images(teacher, 32, IMAGE, iterations=80, on_step=lambda i, x, loss: steps.append((i, loss)))
+    made, labels = optimise_images(teacher, 32, IMAGE, iterations=80,
+                                   on_step=lambda i, _, losses: steps.append((i, losses)))
     assert made.shape == (32, *IMAGE) and made.dtype == torch.float32 and not made.requires_grad
     assert distance(teacher, made) < 0.3 * distance(teacher, images(32))
     assert [i for i, _ in steps] == list(range(80))

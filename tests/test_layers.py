@@ -18,6 +18,7 @@ from networks import (
     snapshot,
 )
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from zsq_lab.folding import output_axis
 from zsq_lab.graph import BATCH_NORMS
@@ -129,7 +130,8 @@ def test_call_sites_are_counted_anew_after_a_failed_pass():
     assert torch.equal(copy.deepcopy(student)(x), expected)
 
 
-@pytest.mark.parametrize("edge_bits, weights, inputs", [(None, [3, 3, 3, 3], [8, 4, 4, 4]), (8, [8, 3, 3, 8], [8, 4, 4, 8])])
+@pytest.mark.parametrize("edge_bits, weights, inputs", [(None, [3, 3, 3, 3], [8, 4, 4, 4]),
+                                                        (8, [8, 3, 3, 8], [8, 4, 4, 8])])
 def test_edge_bits_reach_the_first_and_last_layer_only(edge_bits, weights, inputs):
     layers = quant_layers(convert(awaken(Residual()), QuantConfig(3, 4, edge_bits), IMAGE)[1])
     by_flow = [layers[name] for name in ("stem", "conv_a", "conv_b", "fc")]
@@ -230,7 +232,8 @@ class Holder(nn.Module):
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM(4, 4), nn.GRUCell(4, 4), nn.MultiheadAttention(4, 1), nn.Embedding(3, 4),
-                                   nn.Bilinear(2, 2, 2), nn.TransformerEncoderLayer(4, 1)], ids=lambda m: type(m).__name__)
+                                   nn.Bilinear(2, 2, 2), nn.TransformerEncoderLayer(4, 1)],
+                         ids=lambda layer: type(layer).__name__)
 def test_unsupported_layers_are_named(layer):
     with pytest.raises(ValueError, match=r"layer 'inner.*' \(.*\) is not supported.*replace or remove"):
         check_model(Holder(inner=layer))
@@ -243,7 +246,8 @@ def test_an_already_quantized_model_is_refused():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("where, own", [("conv_a", "weight"), ("fc", "bias"), ("bn_b", "running_var"), ("bn_a", "weight")])
+@pytest.mark.parametrize("where, own", [("conv_a", "weight"), ("fc", "bias"), ("bn_b", "running_var"),
+                                        ("bn_a", "weight")])
 def test_nan_and_infinity_are_named(where, own, value):
     model = awaken(Residual())
     getattr(model.get_submodule(where), own).data[0] = value
@@ -252,8 +256,16 @@ def test_nan_and_infinity_are_named(where, own, value):
 
 
 @pytest.mark.parametrize("model, problem", [
-    (nn.Sequential(nn.ReLU()), "no convolution and no linear layer"), ("resnet20", "expected a torch.nn.Module, got str"),
-    (nn.Sequential(nn.LazyConv2d(4, 1)), "layer '0' has no weights yet")])
+    (nn.Sequential(nn.ReLU()), "no convolution and no linear layer"),
+    ("resnet20", "expected a torch.nn.Module, got str"),
+    (nn.Sequential(nn.ReLU(), weight_norm(nn.Linear(2, 2))), "layer '1' computes its weight from others"),
+])
 def test_other_things_that_cannot_be_quantized(model, problem):
     with pytest.raises(ValueError, match=problem):
         check_model(model)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_layer_without_weights_yet_is_named():
+    with pytest.raises(ValueError, match="layer '1' has no weights yet: run the model once before quantizing it"):
+        check_model(nn.Sequential(nn.ReLU(), nn.LazyConv2d(4, 1)))

@@ -1,7 +1,7 @@
 """What a notebook builds behaves as the module: every definition that shares a name with `zsq_lab` is run beside it.
 
-A notebook's imports, constants and definitions are executed, without the cells between them. `PROBES` says for each name
-how to use it; a shared name that has no probe fails, so that none slips by.
+A notebook's imports, constants and definitions are executed, without the cells between them. `PROBES` says for each
+name how to use it; a shared name that has no probe fails, so that none slips by.
 """
 import ast
 from collections.abc import Callable
@@ -63,7 +63,8 @@ PROBES: dict[str, tuple[Callable, list[Callable]]] = {
     "integer_range": (quantizer.integer_range, [
         lambda f, b=b, s=s: f(b, symmetric=s) for b in (1, 2, 3, 8, 16, 17) for s in (True, False)]),
     "qparams_from_range": (quantizer.qparams_from_range, [
-        lambda f, b=b, s=s: f(X.amin((0, 2)), X.amax((0, 2)), b, symmetric=s) for b in (2, 4, 8) for s in (True, False)]),
+        lambda f, b=b, s=s: f(X.amin((0, 2)), X.amax((0, 2)), b, symmetric=s)
+        for b in (2, 4, 8) for s in (True, False)]),
     "choose_qparams": (quantizer.choose_qparams, [
         *(lambda f, a=a, s=s: f(X, 4, symmetric=s, axis=a) for a in (None, 0, 1, -1) for s in (True, False)),
         lambda f: f(torch.tensor([1.0, torch.nan]), 4, symmetric=True), lambda f: f(torch.ones(0), 4, symmetric=True)]),
@@ -73,17 +74,19 @@ PROBES: dict[str, tuple[Callable, list[Callable]]] = {
     "dequantize": (quantizer.dequantize, [lambda f: f(torch.arange(8, dtype=torch.int32), SCALE, ZERO_POINT)]),
     "fake_quantize": (quantizer.fake_quantize, [
         lambda f: f(X, SCALE, ZERO_POINT, 0, 7),
-        lambda f: f(X, torch.rand(1, 4, 1, generator=torch.Generator().manual_seed(0)) + 0.1, torch.zeros(1, 4, 1), -8, 7)]),
+        lambda f: f(X, torch.tensor([0.1, 0.2, 0.5, 1.0]).reshape(1, 4, 1), torch.zeros(1, 4, 1), -8, 7)]),
     "search_ranges": (ranges.search_ranges, [lambda f, s=s: f(ROWS, 4, symmetric=s) for s in (True, False)]),
     "full_ranges": (ranges.full_ranges, [lambda f: f(ROWS)]),
     "fold_batchnorms": (folding.fold_batchnorms, [folded]),
     "affine": (folding.affine, [lambda f: f(awaken(nn.BatchNorm2d(4))), lambda f: f(nn.BatchNorm2d(4, affine=False))]),
-    "batch_statistics": (bn_stats.batch_statistics, [lambda f: f(X), lambda f: f(images(4)), lambda f: f(torch.ones(3, 2))]),
+    "batch_statistics": (bn_stats.batch_statistics, [
+        lambda f: f(X), lambda f: f(images(4)), lambda f: f(torch.ones(3, 2))]),
     "layer_distance": (bn_stats.layer_distance, [lambda f: f(*MOMENTS), lambda f: f(*MOMENTS[:2], *MOMENTS[:2])]),
     "stored_statistics": (bn_stats.stored_statistics, [
         lambda f: f(awaken(nn.BatchNorm2d(4))), lambda f: f(folding.FoldedBatchNorm(*MOMENTS[:2]))]),
     "BatchNormStatistics": (bn_stats.BatchNormStatistics, [statistics_of]),
-    "ClippedReLU": (equalize.ClippedReLU, [lambda f: f(MOMENTS[0][:3])(images(2)), lambda f: f(MOMENTS[0][:5])(X[0, :2])]),
+    "ClippedReLU": (equalize.ClippedReLU, [
+        lambda f: f(MOMENTS[0][:3])(images(2)), lambda f: f(MOMENTS[0][:5])(X[0, :2])]),
     "output_rows": (equalize.output_rows, [lambda f: f(awaken(nn.Conv2d(4, 6, 3, groups=2)))]),
     "input_rows": (equalize.input_rows, [lambda f: f(awaken(nn.Conv2d(4, 6, 3, groups=2)))]),
     "flip_sums": (rounding.flip_sums, [lambda f: f(ERROR, ALLOWED), lambda f: f(-ERROR, torch.ones_like(ALLOWED))]),

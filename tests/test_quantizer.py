@@ -51,7 +51,7 @@ def test_parameters_worked_by_hand():
     assert scale == torch.tensor(4 / 3) and zero_point == 1
     scale, zero_point = choose_qparams(torch.tensor([-1.0, 3.0]), 2, symmetric=True)  # -3 .. 3 in three steps
     assert scale == 2 and zero_point == 0
-    scale, zero_point = choose_qparams(torch.tensor([5.0, 255.0]), 8, symmetric=False)  # unsigned: zero point at the end
+    scale, zero_point = choose_qparams(torch.tensor([5.0, 255.0]), 8, symmetric=False)  # unsigned
     assert scale == 1 and zero_point == 0
 
 
@@ -59,8 +59,9 @@ def test_parameters_worked_by_hand():
 @pytest.mark.parametrize("bits", BITS)
 def test_per_tensor_agrees_with_pytorch_bit_for_bit(bits, symmetric):
     x = torch.cat([normal(500) * 3, ties(0.25, 1, *integer_range(bits, symmetric=symmetric))])
-    for scale, zero_point in [choose_qparams(x[:400], bits, symmetric=symmetric), (torch.tensor(0.25), torch.tensor(1.0))]:
-        ends = integer_range(bits, symmetric=symmetric)
+    ends = integer_range(bits, symmetric=symmetric)
+    for_ties = torch.tensor(0.25), torch.tensor(1.0)
+    for scale, zero_point in (choose_qparams(x[:400], bits, symmetric=symmetric), for_ties):
         oracle = torch.fake_quantize_per_tensor_affine(x, scale.item(), int(zero_point), *ends)
         assert torch.equal(fake_quantize(x, scale, zero_point, *ends), oracle)
         assert torch.equal(dequantize(quantize(x, scale, zero_point, *ends), scale, zero_point), oracle)

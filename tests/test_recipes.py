@@ -48,7 +48,8 @@ EACH = [(recipe, convention) for recipe in RECIPES for convention in conventions
 
 
 def test_the_named_recipes_and_budgets():
-    assert list(RECIPES) == ["rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled", "real-ranges", "real-finetune"]
+    assert list(RECIPES) == ["rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled",
+                             "real-ranges", "real-finetune"]
     assert [name for name, recipe in RECIPES.items() if recipe.needs_images] == ["real-ranges", "real-finetune"]
     assert list(BUDGETS) == ["quick", "standard", "long"] and all(name == b.name for name, b in BUDGETS.items())
 
@@ -70,8 +71,8 @@ def test_the_input_and_the_world_are_untouched(recipe, convention):
     assert all(p.grad is None for p in model.parameters())
     after = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
     assert torch.equal(world[0], after[0]) and world[1:] == after[1:]
-    shared = {p.data_ptr() for p in model.state_dict().values()} & {p.data_ptr() for p in result.model.state_dict().values()}
-    assert not shared, "the result shares memory with the input"
+    own, given = ({v.data_ptr() for v in m.state_dict().values()} for m in (result.model, model))
+    assert not own & given, "the result shares memory with the input"
 
 
 @pytest.mark.parametrize("recipe, convention", EACH)
@@ -136,8 +137,8 @@ def test_a_model_without_batchnorm_is_told_what_to_do(recipe):
         run(model, recipe)
 
 
-@pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))],
-                         ids=["bare convolution", "two layers"])
+@pytest.mark.parametrize("model", [
+    nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))], ids=["bare", "two layers"])
 def test_noise_needs_no_batchnorm(model):
     result = run(model, "rtn-noise", weight_bits=8, activation_bits=8)
     assert relative_error(result.model(images(8)), model(images(8))) < 0.01

@@ -51,7 +51,8 @@ def test_no_other_choice_of_flips_costs_less(error):
     """Against all 2^N choices: among those with the smallest sum, none has a smaller squared error."""
     ours = (error + flip_sums(error, all_allowed(error)))[0]
     other_side = torch.where(error[0] > 0, -1.0, 1.0).double()
-    choices = torch.tensor(list(product([0.0, 1.0], repeat=error.shape[1])), dtype=torch.float64) * other_side + error[0]
+    choices = torch.tensor(list(product([0.0, 1.0], repeat=error.shape[1])), dtype=torch.float64)
+    choices = choices * other_side + error[0]
     allowed = choices[choices.sum(1).abs() <= 0.5 + 1e-9]
     assert ours.square().sum() <= allowed.square().sum(1).min() + 1e-9
 

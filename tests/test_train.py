@@ -99,7 +99,8 @@ def test_each_augmented_image_is_a_padded_crop_of_its_own(dtype):
     for image, cropped in zip(images, result, strict=True):
         padded = torch.zeros(3, 6 + 2 * PAD, 6 + 2 * PAD, dtype=dtype)
         padded[:, PAD:-PAD, PAD:-PAD] = image
-        places = [(top, left, flip) for top in range(2 * PAD + 1) for left in range(2 * PAD + 1) for flip in (False, True)
+        places = [(top, left, flip)
+                  for top in range(2 * PAD + 1) for left in range(2 * PAD + 1) for flip in (False, True)
                   if torch.equal(cropped.flip(2) if flip else cropped, padded[:, top:top + 6, left:left + 6])]
         assert places
         found.add(places[0])

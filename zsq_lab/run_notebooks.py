@@ -28,6 +28,13 @@ class NotebookError(RuntimeError):
     """A notebook failed; the message names the notebook, the cell and the reason in one line."""
 
 
+class ThisPython(AsyncKernelManager):
+    """Starts the kernel of the very Python that runs this file, whatever kernels are installed."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"kernel_spec_manager": KernelSpecManager(kernel_dirs=[]), **settings})
+
+
 @dataclass(frozen=True)
 class Result:
     """One line of the closing table."""
@@ -62,8 +69,6 @@ def run(paths: list[Path], build: Path, save: bool = False) -> list[Result]:
 
 def execute(notebook: NotebookNode, path: Path, label: str) -> None:
     """Run all code cells in place, in the notebook's folder, with a progress bar over the cells on a terminal."""
-    specs = KernelSpecManager(kernel_dirs=[])  # no installed kernel: the one of this very Python is what is left
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
     current = 0
 
     with tqdm(total=len(notebook.cells), desc=label, unit="cell", leave=False, disable=None) as bar:
@@ -72,7 +77,8 @@ def execute(notebook: NotebookNode, path: Path, label: str) -> None:
             current = cell_index
             bar.update(cell_index - bar.n)
 
-        client = NotebookClient(notebook, km=manager, timeout=CELL_TIMEOUT, record_timing=False, on_cell_start=started,
+        client = NotebookClient(notebook, kernel_name="python3", kernel_manager_class=ThisPython, record_timing=False,
+                                extra_arguments=["--log-level=ERROR"], timeout=CELL_TIMEOUT, on_cell_start=started,
                                 resources={"metadata": {"path": str(path.parent)}})
         try:
             client.execute()
@@ -114,7 +120,8 @@ def to_html(notebook: NotebookNode, widget_state: dict | None) -> str:
     """One page with the outputs; each image's alternative text is the sentence `Figure: ...` printed in its cell."""
     exporter = HTMLExporter()
     exporter.log.setLevel("ERROR")  # it warns of missing alternative texts, which are filled in below
-    shown = nbformat.from_dict({**notebook, "metadata": {**notebook.metadata, "widgets": widget_state or {}}})
+    widgets = {"widgets": widget_state} if widget_state else {}
+    shown = nbformat.from_dict({**notebook, "metadata": {**notebook.metadata, **widgets}})
     html, _ = exporter.from_notebook_node(shown)
     for cell in notebook.cells:
         if cell.cell_type == "code":
