@@ -32,6 +32,21 @@ def awaken(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+@torch.no_grad()
+def teach(model: nn.Module, x: Tensor) -> nn.Module:
+    """Set every BatchNorm's memory to what it sees when x passes, as training on x alone would leave it."""
+    def remember(norm, args):
+        others = [d for d in range(args[0].ndim) if d != 1]
+        norm.running_mean.copy_(args[0].mean(others))
+        norm.running_var.copy_(args[0].var(others, correction=0))
+
+    handles = [m.register_forward_pre_hook(remember) for m in model.modules() if isinstance(m, BATCH_NORMS)]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return model
+
+
 class Residual(nn.Module):
     """Functional ReLU, a residual sum, and definitions in the reverse order of the data flow."""
 

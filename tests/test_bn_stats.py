@@ -4,7 +4,7 @@ from math import erf, exp, pi, sqrt
 
 import pytest
 import torch
-from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot
+from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot, teach
 from torch import nn
 
 from zsq_lab.bn_stats import (
@@ -72,20 +72,6 @@ def test_the_deviation_is_stored_not_the_variance():
     with BatchNormStatistics(norm) as statistics:
         norm(x / deviation)
     assert statistics.loss() > 0.2
-
-
-def teach(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    """Set every BatchNorm's memory to what it sees when x passes, as training on x alone would."""
-    handles = []
-    for module in statistics_layers(model).values():
-        def remember(norm, args):
-            norm.running_mean.copy_(args[0].mean((0, 2, 3)))
-            norm.running_var.copy_(args[0].var((0, 2, 3), correction=0))
-        handles.append(module.register_forward_pre_hook(remember))
-    model(x)
-    for handle in handles:
-        handle.remove()
-    return model
 
 
 @pytest.mark.parametrize("fold", [False, True])

@@ -105,7 +105,7 @@ def test_card(tmp_path):
 def test_describe(name):
     row = describe(name)
     assert row["model"] == name and row["parameters"] == count_parameters(build(name.split("/")[1]))
-    assert row["accuracy"] is None or 80 < row["accuracy"] < 100
+    assert row["accuracy"] is None or 50 < row["accuracy"] < 100
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -71,7 +71,7 @@ def test_the_gap_to_the_teacher_closes_and_the_teacher_stays(network):
     steps = []
     finetune(student, teacher, draw, stages, iterations=60, learning_rate=2e-3,
              on_step=lambda i, loss: steps.append(loss))
-    assert gap(student, teacher) < 0.7 * start and len(steps) == 60
+    assert gap(student, teacher) < 0.85 * start and len(steps) == 60
     assert same_state(teacher_before, teacher.state_dict())
     moved = {key for key, value in student.state_dict().items() if not torch.equal(value, before[key])}
     assert any(key.endswith("layer.weight") for key in moved)

@@ -1,7 +1,8 @@
 """Images from statistics: the distance falls, the class is met, the seed decides all, and nothing else changes."""
 import pytest
 import torch
-from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot
+import torch.nn.functional as F
+from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot, teach
 from torch import nn
 
 from zsq_lab.bn_stats import BatchNormStatistics
@@ -11,7 +12,9 @@ from zsq_lab.layers import QuantConfig, convert
 
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
-    return convert(awaken(Residual()), QuantConfig(), IMAGE)[0]
+    """Its memory is of smooth, colourful images, which noise is not."""
+    smooth = F.interpolate(images(64, (3, 2, 2)), size=8, mode="bilinear") * 2 + 0.5
+    return convert(teach(awaken(Residual()), smooth), QuantConfig(), IMAGE)[0]
 
 
 def distance(model: nn.Module, x: torch.Tensor) -> float:
@@ -20,15 +23,22 @@ def distance(model: nn.Module, x: torch.Tensor) -> float:
         return statistics.loss().item()
 
 
-def test_statistics_close_in_and_classes_are_met(teacher):
+def test_statistics_close_in(teacher):
     steps = []
-    made, labels = optimise_images(teacher, 32, IMAGE, iterations=80,
+    made, labels = optimise_images(teacher, 32, IMAGE, iterations=60,
                                    on_step=lambda i, _, losses: steps.append((i, losses)))
     assert made.shape == (32, *IMAGE) and made.dtype == torch.float32 and not made.requires_grad
     assert distance(teacher, made) < 0.3 * distance(teacher, images(32))
-    assert [i for i, _ in steps] == list(range(80))
-    assert steps[-1][1]["statistics"] < steps[0][1]["statistics"] and steps[-1][1]["class"] < 0.5 * steps[0][1]["class"]
-    assert (teacher(made).argmax(1) == labels).float().mean() > 0.8
+    assert [i for i, _ in steps] == list(range(60))
+    assert steps[-1][1]["statistics"] < 0.3 * steps[0][1]["statistics"]
+    assert len(labels) == 32
+
+
+def test_the_class_loss_makes_images_of_the_wanted_class():
+    model = awaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)))
+    for weight, reached in ((0.0, False), (1.0, True)):
+        made, labels = optimise_images(model, 20, IMAGE, iterations=60, class_weight=weight, statistics_weight=1 - weight)
+        assert ((model(made).argmax(1) == labels).float().mean() > 0.8) == reached
 
 
 def test_classes_are_dealt_out_evenly_and_wanted_ones_are_kept(teacher):
@@ -72,10 +82,24 @@ def test_inputs_that_are_not_images(layers, shape):
     assert distance(model, made) < distance(model, images(64, shape))
 
 
-def test_unfolded_batchnorms_work_too():
-    model = awaken(Mobile())
+class InPlace(Mobile):
+    """Activations that overwrite their input, as modules and as functions: the statistics need what they overwrite."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.head(self.body(x))), inplace=True).mean((2, 3))
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("network", [Mobile, InPlace])
+def test_activations_in_place_and_unfolded_batchnorms(network, folded):
+    model = teach(awaken(network()), 2 * images(64) + 1)
+    model = convert(model, QuantConfig(), IMAGE)[0] if folded else model
     made, _ = optimise_images(model, 16, IMAGE, iterations=40)
-    assert distance(model, made) < 0.8 * distance(model, images(16))
+    assert distance(model, made) < 0.5 * distance(model, images(16))
 
 
 def test_count_classes():

@@ -5,7 +5,7 @@ from networks import awaken, images
 
 from zsq_lab.folding import fold_batchnorms
 from zsq_lab.graph import BATCH_NORMS, trace
-from zsq_lab.models import ARCHITECTURES, BasicBlock, build, count_parameters
+from zsq_lab.models import ARCHITECTURES, BasicBlock, MobileNetV2, build, count_parameters
 
 
 def test_resnet20_has_the_papers_size():
@@ -14,8 +14,17 @@ def test_resnet20_has_the_papers_size():
     assert count_parameters(build("resnet20")) == 9 * 3 * 16 + 2 * 16 + stages + 64 * 10 + 10 == 269_722
 
 
-def test_mobilenetv2_is_small():
-    assert 0.6e6 < count_parameters(build("mobilenetv2")) < 0.75e6
+def test_mobilenetv2_has_the_size_that_its_table_gives():
+    """Counted from STAGES: expand and project (1x1), depthwise (9 a channel), two BatchNorm numbers a channel."""
+    total, channels = 3 * 9 * 16 + 2 * 16, 16
+    for expand, full_width, blocks, _ in MobileNetV2.STAGES:
+        out = max(8, (full_width // 2 + 4) // 8 * 8)
+        for _ in range(blocks):
+            hidden = channels * expand
+            total += (channels * hidden + 2 * hidden) * (expand > 1) + 11 * hidden + hidden * out + 2 * out
+            channels = out
+    total += channels * 640 + 2 * 640 + 640 * 10 + 10
+    assert count_parameters(build("mobilenetv2")) == total == 590_410
 
 
 @pytest.mark.parametrize("name, layers", [("resnet20", 20), ("mobilenetv2", 53)])

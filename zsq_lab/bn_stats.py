@@ -82,6 +82,8 @@ class BatchNormStatistics:
     def _measure(self, name: str):
         def hook(layer, args):
             self._distances[name] = layer_distance(*batch_statistics(args[0]), *stored_statistics(layer))
+            # The gradient of the distance needs these values, so that what overwrites its input gets a copy.
+            return args[0].clone() if getattr(layer, "overwritten", False) else None
         return hook
 
     def loss(self) -> Tensor:

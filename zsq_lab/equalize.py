@@ -119,7 +119,7 @@ def _cap_each_channel(model: nn.Module, pairs: list[Pair]) -> None:
     for pair in pairs:
         if isinstance(pair.activation, nn.ReLU6):
             rows = output_rows(pair.first)
-            clipped = ClippedReLU(torch.full((len(rows),), 6.0, device=rows.device))
+            clipped = ClippedReLU(rows.new_full((len(rows),), 6.0))
             replace_module(model, pair.activation, clipped)
             pair.activation = clipped
 

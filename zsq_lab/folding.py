@@ -13,10 +13,14 @@ from .graph import BATCH_NORMS, LAYERS, Graph
 
 
 class FoldedBatchNorm(nn.Identity):
-    """Identity in place of a folded BatchNorm; `mean` and `std` [C] of the values that pass, as training left them."""
+    """Identity in place of a folded BatchNorm; `mean` and `std` [C] of the values that pass, as training left them.
 
-    def __init__(self, mean: Tensor, std: Tensor):
+    overwritten: the operation after it, ReLU(inplace=True) for instance, changes the values where they lie.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, *, overwritten: bool = False):
         super().__init__()
+        self.overwritten = overwritten
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -67,7 +71,9 @@ def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
         if len(graph.calls(norm)) > 1 or len(graph.calls(before.module)) > 1:
             continue
         _absorb(before.module, norm)
-        model = replace_module(model, norm, FoldedBatchNorm(affine(norm)[1].clone(), affine(norm)[0].abs()))
+        overwritten = any(graph.nodes[consumer].in_place for consumer in graph.consumers(index))
+        gamma, beta = affine(norm)
+        model = replace_module(model, norm, FoldedBatchNorm(beta.clone(), gamma.abs(), overwritten=overwritten))
     return model
 
 

@@ -19,13 +19,17 @@ INPUT = -1  # index of the model's own input
 
 @dataclass
 class Node:
-    """One operation: `name` of the module (or of the function, where `module` is None) and who made its inputs."""
+    """One operation: `name` of the module (or of the function, where `module` is None) and who made its inputs.
+
+    in_place: the result is one of the inputs, perhaps changed, instead of a tensor of its own.
+    """
 
     name: str
     module: nn.Module | None
     inputs: tuple[int, ...]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    in_place: bool
 
 
 class Graph:
@@ -102,7 +106,8 @@ class _Recorder(TorchFunctionMode):
         if not read or not written:
             return
         inputs = tuple(dict.fromkeys(self.producer[id(t)] for t in read))
-        self.nodes.append(Node(name, module, inputs, tuple(read[0].shape), tuple(written[0].shape)))
+        in_place = any(own is given for own in written for given in read)
+        self.nodes.append(Node(name, module, inputs, tuple(read[0].shape), tuple(written[0].shape), in_place))
         for tensor in written:
             self.producer[id(tensor)] = len(self.nodes) - 1
             self.alive.append(tensor)

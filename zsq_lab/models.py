@@ -1,7 +1,7 @@
 """The two small networks that the lab quantizes, in their 32x32 form.
 
 `ResNet20` is section 4.2 of He et al. 2016 (identity shortcuts, 0.27 million weights); `MobileNetV2` is Sandler et al.
-2018 at half width, with the strides fitted to 32x32 images (0.69 million weights). Both are plain PyTorch: nothing in
+2018 at half width, with the strides fitted to 32x32 images (0.59 million weights). Both are plain PyTorch: nothing in
 them knows about quantization, because a user's own network will not either. `checkpoints.load_model` brings weights.
 """
 import torch.nn.functional as F

@@ -33,7 +33,8 @@ def squant_integers(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_min
     exact = weight / scale + zero_point
     nearest = exact.round().clamp(quant_min, quant_max)
     # Clipped weights lie outside the range by choice; their error is not rounding error and is left out of the sums.
-    inside = (exact > quant_min - 0.5) & (exact < quant_max + 0.5)
+    # The largest weight of a min-max grid lies just at the end, half a step out: that is rounding still.
+    inside = (exact > quant_min - 0.5001) & (exact < quant_max + 0.5001)
     error = torch.where(inside, nearest - exact, torch.zeros_like(exact))
 
     def may_move(current: Tensor, error: Tensor) -> Tensor:
