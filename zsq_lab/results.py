@@ -43,19 +43,17 @@ class Row:
 
 
 def foundation() -> Iterator[Row]:
-    """The rows of `foundation.csv`, the most telling ones first."""
+    """The rows of `foundation.csv`, seed by seed, so that an interrupted run holds whole tables."""
     resnet, mobilenet = "cifar10/resnet20", "cifar10/mobilenetv2"
-    fast = ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges")
-    for model in (resnet, mobilenet):
-        for recipe in fast:
-            for bits in (8, 6, 5, 4, 3):
-                yield from (Row(model, recipe, bits, "standard", seed) for seed in SEEDS)
-    for recipe, bits, budget in (("distilled", 4, "standard"), ("distilled", 4, "quick"), ("distilled", 3, "standard"),
-                                 ("zeroq", 4, "standard"), ("real-finetune", 4, "standard"),
-                                 ("real-finetune", 3, "standard")):
-        yield from (Row(resnet, recipe, bits, budget, seed) for seed in SEEDS)
-    for bits in (4, 8):
-        yield from (Row(mobilenet, "distilled", bits, "standard", seed) for seed in SEEDS)
+    for seed in SEEDS:
+        for model in (resnet, mobilenet):
+            for recipe in ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges"):
+                yield from (Row(model, recipe, bits, "standard", seed) for bits in (8, 6, 4, 3))
+            if model == resnet:
+                yield Row(resnet, "distilled", 4, "quick", seed)
+                for recipe in ("distilled", "zeroq", "real-finetune"):
+                    yield from (Row(resnet, recipe, bits, "standard", seed) for bits in (4, 3))
+        yield from (Row(mobilenet, "distilled", bits, "standard", seed) for bits in (4, 8))
 
 
 def record(rows: Iterable[Row], file: Path = FILE, *, limit: int | None = None, progress: bool = True) -> pd.DataFrame:
