@@ -1,7 +1,8 @@
 """Images from statistics: noise is optimised until its BatchNorm statistics match the stored ones (ZeroQ, Cai et al.
 2020), with a class loss so that each image also is something to the network (as in DeepInversion and GZNQ).
 
-The model is fixed; the pixels are the parameters. Notebook 03 builds this loop and looks at it while it runs.
+The model is fixed and the image is the parameter, in a basis where its frequencies weigh as in natural images: steps
+then paint patches before grain. Notebook 03 builds this loop and looks at it while it runs.
 """
 from collections.abc import Callable
 from math import cos, pi
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, require_statistics
 
+BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
 SHIFT = 2  # pixels by which the whole batch moves at random before each look
 
 
@@ -25,7 +27,7 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...]) -> int | None:
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
-                    batch_size: int = 256, learning_rate: float = 0.1, class_weight: float = 0.1,
+                    batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.1,
                     statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -47,27 +49,42 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
     bar = tqdm(total=iterations * len(batches), desc="images", disable=not progress, leave=False)
     with BatchNormStatistics(teacher) as statistics, bar:
         for batch in batches:
-            images = torch.randn(len(batch), *image_shape, generator=generator).to(device)
-            images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-            images.requires_grad_(True)
+            white = torch.randn(len(batch), *image_shape, generator=generator).to(device).requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
-            optimizer = torch.optim.Adam([images], lr=learning_rate)
+            optimizer = torch.optim.Adam([white], lr=learning_rate, betas=BETAS)
             for iteration in range(iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                logits = teacher(_jitter(images, generator))
+                logits = teacher(_jitter(colour(white), generator))
                 distance = statistics.loss()
                 class_loss = F.cross_entropy(logits, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
                 if not torch.isfinite(loss):
                     raise RuntimeError(f"making images diverged at iteration {iteration}: lower the learning rate "
                                        f"({learning_rate}) or the class weight ({class_weight})")
-                images.grad, = torch.autograd.grad(loss, images)
+                white.grad, = torch.autograd.grad(loss, white)
                 optimizer.step()
                 bar.update()
                 if on_step:
-                    on_step(iteration, images.detach(), {"statistics": distance.item(), "class": class_loss.item()})
-            made.append(images.detach())
+                    on_step(iteration, colour(white.detach()), {"statistics": distance.item(), "class": class_loss.item()})
+            made.append(colour(white.detach()))
     return torch.cat(made), labels
+
+
+def colour(white: Tensor) -> Tensor:
+    """White noise [N, C, *spatial] to noise whose amplitude falls as 1 / frequency, as in natural images; same deviation.
+
+    Linear and smooth to differentiate. Inputs without positions ([N, C]) stay as they are.
+    """
+    spatial = white.shape[2:]
+    if not spatial:
+        return white
+    dims = tuple(range(2, white.ndim))
+    axes = torch.meshgrid(*(torch.fft.fftfreq(size, device=white.device) for size in spatial), indexing="ij")
+    frequency = torch.stack(axes).square().sum(0).sqrt().clamp(min=1 / max(spatial))
+    amplitude = 1 / frequency
+    amplitude = (amplitude / amplitude.square().mean().sqrt())[..., : spatial[-1] // 2 + 1]
+    images = torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) * amplitude, s=spatial, dim=dims)
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
