@@ -27,7 +27,7 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...]) -> int | None:
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
-                    batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.1,
+                    batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False) -> tuple[Tensor, Tensor | None]:
