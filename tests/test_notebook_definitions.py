@@ -92,6 +92,7 @@ PROBES: dict[str, tuple[Callable, list[Callable]]] = {
     "flip_sums": (rounding.flip_sums, [lambda f: f(ERROR, ALLOWED), lambda f: f(-ERROR, torch.ones_like(ALLOWED))]),
     "squant_integers": (rounding.squant_integers, [
         lambda f: f(5 * images(3, (4, 9)), torch.ones(1), torch.zeros(1), -8, 7)]),
+    "colour": (images_module.colour, [lambda f: f(images(4)), lambda f: f(images(2, (3, 8, 6)))]),
     "optimise_images": (images_module.optimise_images, [optimised]),
     "output_loss": (distill.output_loss, [lambda f: f(images(4, (10,)), images(4, (10,), seed=2))]),
     "relative_error": (distill.relative_error, [lambda f: f(images(4), images(4, seed=2)), lambda f: f(X, X)]),
