@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsq_lab.graph import BATCH_NORMS
-from zsq_lab.recipes import Budget
+from zsq_lab.job import Budget
 
 IMAGE = (3, 8, 8)
-TINY = Budget("tiny", images=8, image_iterations=3, finetune_iterations=3, image_batch=8, batch_size=4)
+TINY = Budget("tiny", images=8, image_iterations=3, finetune_iterations=3, generator_iterations=3, image_batch=8, batch_size=4)
 
 
 @torch.no_grad()

@@ -6,15 +6,17 @@ import pytest
 import torch
 from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot, teach
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from zsq_lab.bn_stats import (
     SHARED,
     BatchNormStatistics,
     batch_statistics,
+    gaussian_kl,
     layer_distance,
     remembered_activations,
     require_statistics,
-    statistics_layers,
+    squared_distance,
     stored_statistics,
 )
 from zsq_lab.folding import fold_batchnorms
@@ -58,6 +60,55 @@ def test_distance_has_no_unit():
 def test_a_dead_channel_does_not_rule_the_distance():
     stored_mean, stored_std = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
     assert layer_distance(torch.tensor([0.0, 0.1]), torch.tensor([1.0, 0.1]), stored_mean, stored_std) < 0.05
+
+
+def test_squared_distance_worked_by_hand_and_in_the_units_of_the_layer():
+    moments = [torch.tensor(v) for v in ([1.0, 0.0], [2.0, 3.0], [0.0, 0.0], [2.0, 1.0])]
+    assert squared_distance(*moments).item() == pytest.approx((1 + 4) / 2)
+    assert squared_distance(*(10 * m for m in moments)).item() == pytest.approx(100 * (1 + 4) / 2)
+    assert squared_distance(*moments[2:], *moments[2:]) == 0
+
+
+def test_gaussian_kl_against_torch_distributions():
+    moments = [torch.rand(5, generator=torch.Generator().manual_seed(i)) + 0.5 for i in range(4)]
+    mean, std, stored_mean, stored_std = moments
+    expected = kl_divergence(Normal(mean, std), Normal(stored_mean, stored_std)).mean()
+    torch.testing.assert_close(gaussian_kl(*moments), expected)
+    torch.testing.assert_close(gaussian_kl(*(100 * m for m in moments)), expected)
+    torch.testing.assert_close(gaussian_kl(mean, std, mean, std), torch.tensor(0.0))
+
+
+def test_gaussian_kl_leaves_out_dead_channels_and_dead_layers():
+    one, stored_std = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0])
+    assert gaussian_kl(one, one, 0 * one, stored_std).item() == pytest.approx(
+        kl_divergence(Normal(1.0, 1.0), Normal(0.0, 2.0)).item())
+    assert gaussian_kl(one, one, 0 * one, 0 * one) == 0
+
+
+@pytest.mark.parametrize("distance", [layer_distance, squared_distance, gaussian_kl])
+def test_every_distance_has_a_finite_gradient_on_a_constant_batch(distance):
+    model, x = awaken(Residual()), torch.zeros(4, *IMAGE, requires_grad=True)
+    with BatchNormStatistics(model, distance) as statistics:
+        model(x)
+        statistics.loss().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("distance", [squared_distance, gaussian_kl])
+def test_the_chosen_distance_is_measured_at_every_layer(distance):
+    model, x = awaken(Residual()), images(16)
+    seen = {}
+    for name in ("bn_stem", "bn_a", "bn_b"):
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+    with BatchNormStatistics(model, distance) as statistics:
+        model(x)
+    for name, value in statistics.distances().items():
+        norm, own = model.get_submodule(name), seen.pop(name)
+        memory = norm.running_mean, norm.running_var.sqrt()
+        expected = distance(own.mean((0, 2, 3)), own.std((0, 2, 3), correction=0), *memory)
+        assert value == pytest.approx(expected.item(), rel=1e-4)
+    assert not seen
 
 
 def test_the_deviation_is_stored_not_the_variance():

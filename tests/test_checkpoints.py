@@ -17,7 +17,8 @@ from zsq_lab.checkpoints import (
 )
 from zsq_lab.models import build, count_parameters
 
-FACTS = {"model": "cifar10/resnet20", "accuracy": 92.5, "classes": 10, "epochs": 40}
+FACTS = {"model": "cifar10/resnet20", "accuracy": 92.5, "classes": 10, "epochs": 40,
+         "command": "python -m zsq_lab train --model cifar10/resnet20 --epochs 40"}
 
 
 @pytest.fixture
@@ -99,6 +100,15 @@ def test_card(tmp_path):
     write_card(tmp_path / "x.safetensors", FACTS)
     card = (tmp_path / "x.md").read_text()
     assert card.startswith("# cifar10/resnet20\n") and "| accuracy | 92.5 |" in card and "`x.safetensors`" in card
+    assert "`python -m zsq_lab train`" in card and "earlier" not in card
+
+
+def test_card_of_a_second_training_has_a_table_for_the_first(tmp_path):
+    write_card(tmp_path / "x.safetensors", FACTS | {"start_accuracy": 91.1, "start_command": "python -m zsq_lab train"})
+    own, earlier = (tmp_path / "x.md").read_text().split("\n\nTraining went on from an earlier checkpoint:\n\n")
+    assert "| accuracy | 92.5 |" in own and "start" not in own
+    assert earlier.splitlines() == ["| fact | value |", "|---|---|", "| accuracy | 91.1 |",
+                                    "| command | python -m zsq_lab train |"]
 
 
 @pytest.mark.parametrize("name", MODELS)

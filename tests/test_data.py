@@ -1,84 +1,13 @@
-"""Profiles, search order and the proof that a file holds CIFAR-10, on a CIFAR-10 of 50 + 20 noise images."""
-import io
+"""Profiles, search order, lazy splits and what the networks take, on a CIFAR-10 of 50 + 20 noise images."""
 import os
-import pickle
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_cifar10 import PUBLISHED, TINY, WRITERS, noise_images, write_npz
 
 from zsq_lab import data, shapes
-
-
-def noise_images(n: int, seed: int) -> data.Arrays:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n).astype(np.uint8)
-
-
-TINY = {"train": noise_images(50, 0), "test": noise_images(20, 1)}
-PUBLISHED = data.Published("cifar10", {split: len(labels) for split, (_, labels) in TINY.items()},
-                           {split: data.digest(*arrays) for split, arrays in TINY.items()})
-
-
-def write_npz(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, (images, labels) in TINY.items():
-        np.savez(folder / f"cifar10_{split}.npz", images=images, labels=labels)
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def planes(split: str, part: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 3072] as the official archives hold them (red, green, blue plane of each image), and labels."""
-    images, labels = TINY[split]
-    return images[part].transpose(0, 3, 1, 2).reshape(-1, 3072), labels[part]
-
-
-def binary_batch(split: str, part: slice = slice(None)) -> bytes:
-    return b"".join(bytes([label]) + row.tobytes() for row, label in zip(*planes(split, part)))
-
-
-def write_binary_archive(path: Path) -> None:
-    write_tar(path, {"cifar-10-batches-bin/data_batch_2.bin": binary_batch("train", slice(30, 50)),
-                     "cifar-10-batches-bin/readme.html": b"text",
-                     "cifar-10-batches-bin/test_batch.bin": binary_batch("test"),
-                     "cifar-10-batches-bin/data_batch_1.bin": binary_batch("train", slice(0, 30))})
-
-
-def python2_pickle(pixels: np.ndarray, labels: np.ndarray) -> bytes:
-    """A batch as Python 2 and an old NumPy pickled it, which is what the official archive holds; by hand."""
-    def text(value: bytes) -> bytes:
-        return b"T" + len(value).to_bytes(4, "little") + value  # BINSTRING: the `str` of Python 2
-
-    def number(value: int) -> bytes:
-        return b"J" + value.to_bytes(4, "little", signed=True)
-
-    dtype = (b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R("
-             + number(3) + text(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb")
-    shape = number(len(pixels)) + number(3072) + b"\x86"
-    array = (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + number(0) + b"\x85" + text(b"b") + b"\x87R("
-             + number(1) + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb")
-    return (b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](" + b"".join(map(number, labels.tolist()))
-            + b"e" + b"u.")
-
-
-def write_python_archive(path: Path) -> None:
-    modern = pickle.dumps(dict(zip(("data", "labels"), (planes("test")[0], planes("test")[1].tolist()))), protocol=4)
-    write_tar(path, {"cifar-10-batches-py/batches.meta": b"not read", "cifar-10-batches-py/test_batch": modern,
-                     "cifar-10-batches-py/data_batch_1": python2_pickle(*planes("train"))})
-
-
-WRITERS = {"npz": lambda folder: write_npz(folder),
-           "binary": lambda folder: write_binary_archive(folder / "cifar-10-binary.tar.gz"),
-           "python": lambda folder: write_python_archive(folder / "cifar-10-python.tar.gz")}
 
 
 @pytest.fixture(autouse=True)
@@ -161,52 +90,6 @@ def test_damaged_file(tmp_path, monkeypatch, damage, message):
     with pytest.raises(data.DataError, match=message) as caught:
         data.find_dataset().test()
     assert "cifar10_test.npz" in str(caught.value) and data.COMMAND in str(caught.value)
-
-
-class Evil:
-    """What a pickle can do to whoever loads it plainly."""
-
-    def __reduce__(self):
-        return os.mkdir, ("harm",)
-
-
-@pytest.mark.parametrize("payload", [Evil(), np.array([None])], ids=["call", "objects"])
-def test_python_archive_cannot_run_code(tmp_path, payload):
-    batch = pickle.dumps({"data": planes("test")[0], "labels": payload}, protocol=4)
-    write_tar(tmp_path / "cifar-10-python.tar.gz", {"test_batch": batch, "data_batch_1": batch})
-    with pytest.raises(pickle.UnpicklingError, match="refuses"):
-        data.read_python(tmp_path / "cifar-10-python.tar.gz")
-    assert not Path("harm").exists()
-
-
-def test_archive_without_a_split_and_with_a_bomb(tmp_path, monkeypatch):
-    write_tar(tmp_path / "a.tar.gz", {"test_batch.bin": binary_batch("test")})
-    with pytest.raises(data.DataError, match="no train images"):
-        data.read_binary(tmp_path / "a.tar.gz")
-    monkeypatch.setattr(data, "MAX_MEMBER", 1000)
-    with pytest.raises(data.DataError, match="at most 1,000"):
-        data.read_binary(tmp_path / "a.tar.gz")
-
-
-def test_digest_ignores_order_and_notices_every_change():
-    images, labels = TINY["train"]
-    reference = data.digest(images, labels)
-    order = np.random.default_rng(2).permutation(len(labels))
-    assert data.digest(images[order], labels[order]) == reference
-    assert data.digest(images, labels.astype(np.int64)) == reference
-    assert data.digest(images[order], labels) != reference  # the same images and labels, paired differently
-    one_pixel, one_label = images.copy(), labels.copy()
-    one_pixel[17, 30, 2, 1] ^= 1
-    one_label[17] = (one_label[17] + 1) % 10
-    assert len({reference, data.digest(one_pixel, labels), data.digest(images, one_label)}) == 3
-    assert data.digest(images.swapaxes(1, 2), labels) != reference
-
-
-def test_digest_by_hand():
-    from hashlib import sha256
-    images = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (7, 9)])
-    hashes = sorted([sha256(b"\x03" + b"\x07" * 3072).digest(), sha256(b"\x01" + b"\x09" * 3072).digest()])
-    assert data.digest(images, np.array([3, 1])) == sha256(hashes[0] + hashes[1]).hexdigest()
 
 
 def test_normalise_and_back():

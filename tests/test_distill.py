@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from networks import IMAGE, Mobile, Residual, SharedConv, awaken, images, same_state, snapshot
 from torch import nn
 
-from zsq_lab.distill import Features, finetune, output_loss, relative_error, stage_layers
+from zsq_lab.distill import Features, FineTuning, finetune, knowledge_loss, output_loss, relative_error, stage_layers
 from zsq_lab.graph import trace
+from zsq_lab.health import Stopped
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 from zsq_lab.models import ResNet20
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
@@ -47,6 +48,15 @@ def test_output_loss_of_several_outputs():
     teacher, student = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     both = output_loss((student, {"same": teacher}), (teacher, {"same": teacher}))
     assert both.item() == pytest.approx(output_loss(student, teacher).item())
+
+
+def test_knowledge_loss_worked_by_hand():
+    """Output loss, plus the mean of the stages' relative errors: (4 / 25 + 1 / 4) / 2."""
+    logits, wanted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    own = {"a": torch.tensor([[3.0, 2.0]]), "b": torch.tensor([[1.0]])}
+    features = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[2.0]])}
+    expected = output_loss(logits, wanted).item() + (4 / 25 + 1 / 4) / 2
+    assert knowledge_loss(logits, wanted, own, features).item() == pytest.approx(expected)
 
 
 def test_stages_end_where_the_resolution_changes():
@@ -142,8 +152,67 @@ def test_a_dead_channel_does_not_speed_up_the_other_scales():
     assert moves[1] < 2 * moves[0]
 
 
+def outputs_only(student_output, teacher_output, student_features, teacher_features):
+    return (student_output - teacher_output).square().mean()
+
+
+def test_whoever_holds_the_fine_tuning_chooses_images_and_loss():
+    teacher, student, stages = pair()
+    x = draw(torch.Generator().manual_seed(0))
+    expected = (student(x) - teacher(x)).square().mean().item()
+    before = snapshot(teacher)
+    with FineTuning(student, teacher, stages, 2e-3, outputs_only) as tuning:
+        losses = [tuning.step(x, done / 20) for done in range(20)]
+    assert losses[0] == pytest.approx(expected, rel=1e-5) and losses[-1] < 0.7 * losses[0]
+    assert same_state(before, teacher.state_dict())
+
+
+def test_the_step_shrinks_to_nothing_at_the_end_of_the_run():
+    """Adam's first step is the rate, times 1/2 (1 + cos(pi done)): all of it at 0, half of it at 1/2, nothing at 1."""
+    moves = []
+    for done in (0.0, 0.5, 1.0):
+        teacher, student, stages = pair()
+        weight = student.conv_a.layer.weight
+        before = weight.clone()
+        with FineTuning(student, teacher, stages, 1e-3) as tuning:
+            tuning.step(draw(torch.Generator().manual_seed(0)), done)
+        moves.append((weight - before).abs().max().item())
+    assert moves == pytest.approx([1e-3, 5e-4, 0], rel=1e-2, abs=1e-9)
+
+
+def test_a_state_put_back_goes_on_as_if_nothing_had_been():
+    """Also the optimizer's memory: four steps in one piece are two steps, and two more by another student."""
+    x, results = draw(torch.Generator().manual_seed(0)), []
+    for cut in (None, 2):
+        teacher, student, stages = pair()
+        with FineTuning(student, teacher, stages, 1e-3) as tuning:
+            for step in range(cut or 4):
+                tuning.step(x, step / 4)
+            state = {"student": snapshot(student), "optimizer": tuning.state()["optimizer"]}
+        if cut:
+            teacher, student, stages = pair()
+            with FineTuning(student, teacher, stages, 1e-3) as tuning:
+                tuning.restore(state)
+                assert all(p.requires_grad for p in tuning.parameters)
+                for step in range(cut, 4):
+                    tuning.step(x, step / 4)
+        results.append(snapshot(student))
+    assert same_state(*results)
+
+
+def test_an_interrupted_run_leaves_nothing_learnable():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    teacher, student, stages = pair()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(student, teacher, draw, stages, iterations=5, learning_rate=1e-3, on_step=interrupt)
+    assert not any(p.requires_grad or p.grad is not None for p in student.parameters())
+    assert not any(m._forward_pre_hooks for m in [*student.modules(), *teacher.modules()])
+
+
 def test_divergence_is_named_and_leaves_nothing_learnable():
     teacher, student, stages = pair()
-    with pytest.raises(RuntimeError, match=r"fine-tuning diverged at iteration \d.*lower the learning rate"):
+    with pytest.raises(Stopped, match=r"fine-tuning diverged after \d+% of its run.*lower the learning rate"):
         finetune(student, teacher, draw, stages, iterations=5, learning_rate=1e30)
     assert not any(p.requires_grad for p in student.parameters())

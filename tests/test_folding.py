@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import LAYER_TYPES, Residual, awaken, images, layer_and_norm
+from networks import LAYER_TYPES, Residual, awaken, images, layer_and_norm, same_state, snapshot
 from torch import Tensor, nn
 
 from zsq_lab.folding import FoldedBatchNorm, fold_batchnorms, replace_module
@@ -143,6 +143,27 @@ def test_a_dead_channel_folds_to_its_constant():
     result = folded(model, (3, 5, 5))
     assert (result[0].weight[2] == 0).all() and result[0].bias[2] == model[1].bias[2].double()
     assert_same_output(model, result, (3, 5, 5))
+
+
+def test_a_graph_of_another_model_changes_neither():
+    model = awaken(Residual())
+    other = copy.deepcopy(model)
+    graph, before = trace(other, (3, 8, 8)), snapshot(model)
+    with pytest.raises(ValueError, match="traced on another model.*'stem'.*trace"):
+        fold_batchnorms(model, graph)
+    assert same_state(model.state_dict(), before) and same_state(other.state_dict(), before)
+
+
+def test_a_graph_from_before_the_fold_does_not_fold_twice():
+    model = awaken(Residual())
+    graph = trace(model, (3, 8, 8))
+    fold_batchnorms(model, graph)
+    once = snapshot(model)
+    with pytest.raises(ValueError, match="before this one was changed: its layer 'bn_stem'"):
+        fold_batchnorms(model, graph)
+    assert same_state(model.state_dict(), once)
+    fold_batchnorms(model, trace(model, (3, 8, 8)))
+    assert same_state(model.state_dict(), once)
 
 
 def test_statistics_with_variance_zero_stay_finite():

@@ -8,6 +8,7 @@ from torch import nn
 from zsq_lab.bn_stats import BatchNormStatistics
 from zsq_lab.images import count_classes, optimise_images
 from zsq_lab.layers import QuantConfig, convert
+from zsq_lab.resume import RunState
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,21 @@ def test_the_seed_decides_all(teacher):
     first, again, other = (optimise_images(teacher, 6, IMAGE, iterations=3, batch_size=4, seed=s)[0] for s in (0, 0, 1))
     assert first.shape[0] == 6
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_batches_of_unequal_size_are_made_one_after_the_other(teacher):
+    steps = []
+    made, labels = optimise_images(teacher, 10, IMAGE, iterations=2, batch_size=4,
+                                   on_step=lambda i, batch, _: steps.append((i, len(batch))))
+    assert steps == [(0, 4), (1, 4), (0, 4), (1, 4), (0, 2), (1, 2)]
+    assert len(made) == len(labels) == 10 and torch.pdist(made.flatten(1)).min() > 1
+
+
+def test_finished_images_are_taken_from_their_state(teacher, tmp_path):
+    made, labels = optimise_images(teacher, 6, IMAGE, iterations=2, batch_size=4, run=RunState(tmp_path))
+    again, same = optimise_images(teacher, 6, IMAGE, iterations=2, batch_size=4, run=RunState(tmp_path),
+                                  on_step=lambda *_: pytest.fail("these images were made already"))
+    assert torch.equal(made, again) and torch.equal(labels, same)
 
 
 def test_nothing_else_changes(teacher):

@@ -11,12 +11,15 @@ import matplotlib
 import nbformat
 import pytest
 import torch
-from networks import Residual, awaken, images
+from networks import IMAGE, Residual, awaken, images
 from torch import Tensor, nn
 
 import zsq_lab
-from zsq_lab import bn_stats, distill, equalize, folding, graph, quantizer, ranges, recipes, rounding
+from zsq_lab import adversary, bn_stats, discrepancy, distill, equalize, folding, generators, gznq, graph, health, quantizer
 from zsq_lab import images as images_module
+from zsq_lab import ranges, recipes, rounding, zscgan
+from zsq_lab.generators import NOISE_SIZE, Generator
+from zsq_lab.layers import QuantConfig, convert
 
 matplotlib.use("Agg")
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -51,6 +54,60 @@ def optimised(function: Callable) -> list[Tensor]:
 def folded(function: Callable) -> Tensor:
     model = awaken(Residual())
     return function(model, graph.trace(model, (3, 8, 8)))(images(4))
+
+
+def sizes_of(kind: type) -> list:
+    """A FeatureDiscrepancy over three batches, and the running sizes that it ends with."""
+    measure = kind()
+    pairs = [({"a": images(4, seed=i), "b": images(4, (6,), seed=i)}, {"a": images(4), "b": images(4, (6,))})
+             for i in (2, 3, 4)]
+    return [measure(*pair) for pair in pairs] + [dict(measure.size)]
+
+
+def played(function: Callable) -> list:
+    """The numbers of a tiny game by the paper's rules, and one image that its generator draws at the end."""
+    teacher, student = convert(awaken(Residual()), QuantConfig(4, 4), IMAGE)
+    ranges.fit_weight_ranges(student, search=False)
+    ranges.fit_input_ranges(student, [images(8)], search=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = Generator(IMAGE, 5, widths=(4, 4)).requires_grad_(False)
+    log: list[dict] = []
+    function(generator, student, teacher, ["conv_b", "fc"], rules=adversary.Rules(student_steps=2), iterations=3,
+             learning_rate=1e-4, batch_size=4, seed=1, on_step=lambda _, numbers: log.append(numbers))
+    kept = ("output", "feature", "activation", "student")
+    return [*({name: numbers[name] for name in kept} for numbers in log),
+            generator(images(2, (NOISE_SIZE,)), torch.tensor([0, 3]))]
+
+
+def seeded(kind: type, shape: tuple[int, ...] = IMAGE, classes: int = 5):
+    """A generator with the weights of seed 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind(shape, classes)
+
+
+def drawn(kind: type, shape: tuple[int, ...], classes: int) -> list[Tensor]:
+    """What a Generator makes of fixed codes and labels, and of a random generator."""
+    with torch.no_grad():
+        generator = seeded(kind, shape, classes)
+        made = generator(images(6, (NOISE_SIZE,)), torch.arange(6) % classes)
+        return [made, *generator.sample(7, torch.Generator().manual_seed(1))]
+
+
+def trained(function: Callable, settings: zscgan.Settings) -> list:
+    """The images of a generator after two steps, and the losses on the way."""
+    teacher, generator, log = convert(awaken(Residual()), QuantConfig(), IMAGE)[0], seeded(Generator), []
+    function(generator, teacher, iterations=2, batch_size=10, settings=settings, seed=1,
+             on_step=lambda iteration, losses: log.append([losses["statistics"], losses["class"]]))
+    with torch.no_grad():
+        return [generator(images(10, (NOISE_SIZE,)), torch.arange(10) % 5) / 100, log]  # Adam enlarges rounding errors
+
+
+def under_a_prior(function: Callable) -> list[Tensor]:
+    with torch.random.fork_rng():
+        made, labels = function(convert(awaken(Residual()), QuantConfig(), IMAGE)[0], 10, IMAGE, iterations=2, seed=3)
+    return [made / 100, labels]
 
 
 ERROR = (torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) - 0.4).clamp(-0.5, 0.5)
@@ -96,6 +153,25 @@ PROBES: dict[str, tuple[Callable, list[Callable]]] = {
     "optimise_images": (images_module.optimise_images, [optimised]),
     "output_loss": (distill.output_loss, [lambda f: f(images(4, (10,)), images(4, (10,), seed=2))]),
     "relative_error": (distill.relative_error, [lambda f: f(images(4), images(4, seed=2)), lambda f: f(X, X)]),
+    "output_discrepancy": (discrepancy.output_discrepancy, [lambda f: f(images(4, (10,)), images(4, (10,), seed=2))]),
+    "channel_relations": (discrepancy.channel_relations, [
+        lambda f: f(images(4)), lambda f: f(images(4, (10,))), lambda f: f(torch.zeros(2, 3, 4, 4))]),
+    "relation_discrepancy": (discrepancy.relation_discrepancy, [lambda f: f(images(4), images(4, seed=2))]),
+    "FeatureDiscrepancy": (discrepancy.FeatureDiscrepancy, [sizes_of]),
+    "activation_term": (discrepancy.activation_term, [lambda f: f(images(4, (10,)))]),
+    "play": (adversary.play, [played]),
+    "Generator": (generators.Generator, [lambda f: drawn(f, IMAGE, 5), lambda f: drawn(f, (3, 32, 32), 10)]),
+    "squared_distance": (bn_stats.squared_distance, [lambda f: f(*MOMENTS), lambda f: f(*MOMENTS[:2], *MOMENTS[:2])]),
+    "gaussian_kl": (bn_stats.gaussian_kl, [
+        lambda f: f(*MOMENTS), lambda f: f(MOMENTS[0], 0 * MOMENTS[1], *MOMENTS[2:]),
+        lambda f: f(*MOMENTS[:3], torch.cat([MOMENTS[3][:5], torch.zeros(1)]))]),
+    "similarity": (zscgan.similarity, [lambda f: f(images(4)), lambda f: f(torch.ones(3, 2))]),
+    "one_cycle": (zscgan.one_cycle, [lambda f, i=i: f(i / 10) for i in range(11)]),
+    "train_generator": (zscgan.train_generator, [
+        lambda f: trained(f, zscgan.LAB), lambda f: trained(f, zscgan.PAPER)]),
+    "variety": (health.variety, [
+        lambda f: f(images(4)), lambda f: f(torch.ones(3, 2)), lambda f: f(images(6), torch.arange(6) % 2)]),
+    "prior_images": (gznq.prior_images, [under_a_prior]),
     "pool_sampler": (recipes.pool_sampler, [lambda f: f(images(9), 16)(torch.Generator().manual_seed(0))]),
 }
 

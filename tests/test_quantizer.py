@@ -106,6 +106,35 @@ def test_gradient_passes_straight_through_inside_and_stops_outside(per_channel):
     assert 0 < (ours.grad == 0).sum() < x.numel()
 
 
+@pytest.mark.parametrize("shape", [(), (2,)], ids=["per tensor", "per channel"])
+def test_a_tie_at_the_border_has_a_gradient_where_it_is_rounded_inwards(shape):
+    """-8.5 goes to the even -8, which is on the grid; 7.5 goes to the even 8, which is not and is clamped."""
+    x = torch.tensor([-8.5, 7.5, -8.25, 7.25, -8.75, 7.75]).reshape(3, 2) * 0.25
+    x.requires_grad_()
+    y = fake_quantize(x, torch.full(shape, 0.25), torch.zeros(shape), -8, 7)
+    y.sum().backward()
+    assert (y * 4).tolist() == [[-8, 7]] * 3
+    assert x.grad.tolist() == [[1, 0], [1, 1], [0, 0]]
+
+
+@given(bits=st.sampled_from(BITS), symmetric=st.booleans(), scale=st.floats(2.0**-30, 2.0**20, width=32),
+       data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_gradient_stops_at_the_float_where_pytorchs_does(bits, symmetric, scale, data):
+    ends = integer_range(bits, symmetric=symmetric)
+    zero_point = 0 if symmetric else data.draw(st.integers(*ends))
+    border = (torch.tensor(ends) + torch.tensor([-0.5, 0.5]) - zero_point) * scale
+    beside = border.view(torch.int32)[:, None] + torch.arange(-9, 10, dtype=torch.int32)
+    x = beside.view(torch.float32)
+    own, several, oracle = (x.clone().requires_grad_() for _ in range(3))
+    fake_quantize(own, torch.tensor(scale), torch.tensor(float(zero_point)), *ends).sum().backward()
+    fake_quantize(several, torch.full((2, 1), scale), torch.full((2, 1), float(zero_point)), *ends).sum().backward()
+    torch.fake_quantize_per_tensor_affine(oracle, scale, zero_point, *ends).sum().backward()
+    assert torch.equal(own.grad, oracle.grad)
+    torch.testing.assert_close(several.grad, oracle.grad)  # there the gradient is scale * (1 / scale), nearly 1
+    assert 0 < oracle.grad.sum() < oracle.numel()
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1), (6, 1, 1, 1)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradient_of_the_scale_is_that_of_lsq(shape, channels_last):

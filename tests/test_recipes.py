@@ -1,6 +1,7 @@
 """quantize() and synthesize(): every recipe on every kind of model, the input untouched, one seed one result."""
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from zsq_lab import QuantConfig, quantize, synthesize
 from zsq_lab.distill import relative_error
 from zsq_lab.graph import BATCH_NORMS
+from zsq_lab.job import BUDGETS, fingerprint, learning_rate, pool_sampler
 from zsq_lab.layers import quant_layers
-from zsq_lab.recipes import BUDGETS, RECIPES, learning_rate, model_bytes, pool_sampler
+from zsq_lab.recipes import RECIPES, model_bytes
+from zsq_lab.resume import RunState
 
 WITHOUT_IMAGES = [name for name, recipe in RECIPES.items() if not recipe.needs_images]
-FROM_STATISTICS = [name for name in WITHOUT_IMAGES if name != "rtn-noise"]
+FROM_STATISTICS = [name for name in WITHOUT_IMAGES if name not in ("rtn-noise", "zaq-paper")]
 QUICK = ["rtn-noise", "rtn-bn", "dfq", "squant"]
 
 
@@ -47,9 +50,13 @@ def conventions_of(recipe: str) -> list[str]:
 EACH = [(recipe, convention) for recipe in RECIPES for convention in conventions_of(recipe)]
 
 
+ITERATIONS = {"zeroq": 3, "distilled": 6, "gznq": 3, "gznq-finetuned": 6, "zs-cgan": 6, "zs-cgan-paper": 6, "zaq": 6,
+              "zaq-paper": 3, "best": 6, "real-finetune": 3}  # with the budget of three of each
+
+
 def test_the_named_recipes_and_budgets():
-    assert list(RECIPES) == ["rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled",
-                             "real-ranges", "real-finetune"]
+    assert list(RECIPES) == ["rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled", "gznq", "gznq-finetuned",
+                             "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper", "best", "real-ranges", "real-finetune"]
     assert [name for name, recipe in RECIPES.items() if recipe.needs_images] == ["real-ranges", "real-finetune"]
     assert list(BUDGETS) == ["quick", "standard", "long"] and all(name == b.name for name, b in BUDGETS.items())
 
@@ -225,9 +232,10 @@ def test_the_report(recipe):
     assert {"recipe", "config", "convention", "seed", "budget", "seconds", "iterations", "bytes_before", "bytes_after",
             "device", "versions"} <= set(report)
     assert report["recipe"] == recipe and report["convention"] == "deployable" and report["seed"] == 5
-    assert report["config"] == {"weight_bits": 4, "activation_bits": 3, "edge_bits": None, "convention": "deployable"}
+    assert report["config"] == {"weight_bits": 4, "activation_bits": 3, "edge_bits": None, "convention": "deployable",
+                                 "layer_bits": None}
     assert report["device"] == "cpu" and report["versions"]["torch"] == torch.__version__ and report["seconds"] > 0
-    assert report["iterations"] == {"zeroq": 3, "distilled": 6, "real-finetune": 3}.get(recipe, 0)
+    assert report["iterations"] == ITERATIONS.get(recipe, 0)
 
 
 def test_bytes_counted_by_hand():
@@ -314,3 +322,55 @@ def test_the_pool_gives_images_of_the_pool_mirrored_half_of_the_time():
     assert (plain | mirrored).any(1).all() and 0.4 < plain.any(1).float().mean() < 0.6
     assert (plain | mirrored).any(0).all()
     assert pool_sampler(images(5, (7,)), 4)(torch.Generator().manual_seed(0)).shape == (4, 7)
+
+
+@pytest.mark.parametrize("recipe", ["rtn-bn", "distilled", "gznq", "zs-cgan", "zaq", "zaq-paper", "real-finetune"])
+def test_a_folder_for_resuming_changes_no_bit_and_keeps_no_state_of_the_run(recipe, tmp_path):
+    expected = run(awaken(Residual()), recipe)
+    result = run(awaken(Residual()), recipe, resume=tmp_path)
+    assert same_state(expected.model.state_dict(), result.model.state_dict())
+    assert not list(tmp_path.glob(f"{recipe}_*"))
+
+
+def test_the_fingerprint_is_of_all_that_decides_a_result():
+    """One weight, one statistic, one image, any setting, the network's structure: each gives another; repeating does not."""
+    def print_of(*settings, model: nn.Module | None = None, x: Tensor | None = None) -> str:
+        return fingerprint(model or awaken(Residual()), *(settings or ("distilled", [3, 8, 8], 0)), images=x)
+
+    weight, statistic = awaken(Residual()), awaken(Residual())
+    with torch.no_grad():
+        weight.fc.weight[0, 0] += 1e-6
+        statistic.bn_a.running_mean[0] += 1e-6
+    strided = awaken(Residual())
+    strided.stem.stride = (1, 1)
+    other = images(4)
+    other[3, 2, 7, 7] += 1e-6
+    different = [print_of(), print_of(model=weight), print_of(model=statistic), print_of(model=strided),
+                 print_of(model=awaken(Residual(), seed=1)), print_of(x=images(4)), print_of(x=other),
+                 print_of("zs-cgan", [3, 8, 8], 0), print_of("distilled", [3, 8, 8], 1), print_of("distilled", [3, 9, 9], 0),
+                 print_of("distilled", [3, 8, 8], 0, {"bits": 4})]
+    assert len(set(different)) == len(different)
+    assert print_of() == print_of(model=awaken(Residual()).to(memory_format=torch.channels_last)) == different[0]
+    assert print_of(x=images(4)) == different[5] and len(different[0]) == 16
+
+
+@pytest.mark.parametrize("change, same", [
+    ({"progress": True}, True), ({"budget": TINY}, True), ({"seed": 1}, False), ({"weight_bits": 5}, False),
+    ({"activation_bits": 5}, False), ({"edge_bits": 8}, False), ({"convention": "literature"}, False),
+    ({"budget": replace(TINY, finetune_iterations=4)}, False), ({"stages": ["conv_a"]}, False)], ids=str)
+def test_only_the_same_call_finds_a_runs_state(change, same, tmp_path, monkeypatch):
+    """The folder that a run would keep its state in, by the options of quantize."""
+    folders = []
+    monkeypatch.setattr(RunState, "clear", lambda own: folders.append(own.folder))
+    for options in ({}, change):
+        run(awaken(Residual()), "distilled", resume=tmp_path, **options)
+    assert (folders[0] == folders[1]) == same and all(folder.parent == tmp_path for folder in folders)
+
+
+def test_the_user_names_the_stages_to_compare():
+    model = awaken(Residual())
+    found, named = run(model, "distilled"), run(model, "distilled", stages=["conv_a", "conv_b"])
+    assert same_state(found.model.state_dict(), run(model, "distilled", stages=["fc"]).model.state_dict())
+    assert not same_state(found.model.state_dict(), named.model.state_dict())
+    with pytest.raises(ValueError, match="no layer 'layer9' to compare features at: name layers .*conv_a"):
+        run(model, "distilled", stages=["conv_a", "layer9"])

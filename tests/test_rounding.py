@@ -74,6 +74,32 @@ def test_sums_of_kernels_and_channels_are_what_squant_promises(shape, seed):
         assert error.sum((1, 2)).abs().sum() < nearest.sum((1, 2)).abs().sum()
 
 
+weights = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**20)).map(
+    lambda drawn: 6 * torch.rand(drawn[:3], generator=torch.Generator().manual_seed(drawn[3])).double() - 3)
+
+
+@given(weights)
+@settings(max_examples=100, deadline=None)
+def test_the_channel_step_moves_a_kernel_from_half_a_step_to_one_at_most(weight):
+    """Kernels alone, each as its own channel, keep to half a step; of those in a channel, some go up to a whole one."""
+    def sums(weight: Tensor) -> Tensor:
+        return (squant_integers(weight, torch.ones(1), torch.zeros(1), *SIGNED) - weight).sum(2)
+
+    alone, together = sums(weight.reshape(-1, 1, weight.shape[2])).reshape(weight.shape[:2]), sums(weight)
+    assert (alone.abs() <= 0.5 + 1e-9).all()
+    assert (together.sum(1).abs() <= 0.5 + 1e-9).all(), "each channel"
+    moved = (together - alone).round()
+    torch.testing.assert_close(together - alone, moved)
+    assert (together[moved != 0].abs() >= 0.5 - 1e-9).all() and (together.abs() <= 1 + 1e-9).all()
+    assert torch.equal(moved.abs().sum(1), alone.sum(1).abs().round()), "no more kernels than are needed"
+
+
+def test_a_kernel_beyond_half_a_step_by_hand():
+    """Three kernels of one weight 0.6, each rounded to 1: the channel is 1.2 out, so one goes down to 0, 0.6 out."""
+    integers = squant_integers(torch.full((1, 3, 1), 0.6), torch.ones(1), torch.zeros(1), *SIGNED)
+    assert sorted(integers.flatten().tolist()) == [0, 1, 1]
+
+
 def test_kernel_worked_by_hand():
     """Kernel errors +0.4 +0.4 +0.4 (one flip), and -0.2 -0.2 +0.1; the channel then sums to -0.1: no flip more."""
     weight = torch.tensor([[[0.6, 1.6, 2.6], [1.2, 2.2, 0.9]]])

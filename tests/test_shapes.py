@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from zsq_lab import shapes
+from zsq_lab import painting, shapes
 from zsq_lab.shapes import CLASSES, draw_images, draw_scenes
 
 IMAGES_SHA256 = "e5bc33606e3a9e3bacb17c203271639cd94119ee0cda06e26db5a253c7469929"
@@ -30,7 +30,7 @@ def test_the_same_scenes_on_every_machine():
 def test_types_shapes_and_balance():
     images, labels = draw_images(200, 3)
     assert (images.shape, images.dtype, labels.dtype) == ((200, 3, 32, 32), np.uint8, np.int64)
-    assert len(CLASSES) == len(shapes._SHAPES) == 10
+    assert len(CLASSES) == 10
     assert (np.sort(labels.reshape(-1, 10), axis=1) == np.arange(10)).all(), "each run of ten holds each class once"
     assert images.min() == 0 and images.max() == 255
 
@@ -77,28 +77,12 @@ def test_boxes_and_masks_of_scenes_agree(size):
 def test_occluders_are_background_in_the_mask(monkeypatch):
     monkeypatch.setattr(shapes, "MIN_VISIBLE", 1)
     images, masks, _, _ = draw_scenes(20, 4)
-    monkeypatch.setattr(shapes, "OCCLUDER_CHANCE", 0.0)  # the same dice, so the same scenes without them
+    monkeypatch.setattr(painting, "OCCLUDER_CHANCE", 0.0)  # the same dice, so the same scenes without them
     bare_images, bare_masks, _, _ = draw_scenes(20, 4)
     covered = masks != bare_masks
     assert covered.any() and (masks[covered] == 0).all()
     repainted = (images != bare_images).any(1)
     assert repainted[covered].mean() > 0.98, "what the mask leaves out is where the occluder was painted"
-
-
-def test_shapes_look_like_their_names():
-    """Areas and corners against what geometry says, on a fine grid over [-1.2, 1.2]^2."""
-    axis = (np.arange(1200, dtype=np.float32) + 0.5) / 500 - 1.2
-    u, v = np.meshgrid(axis, axis)
-    inside = {name: shape(u, v) < 0 for name, shape in zip(CLASSES, shapes._SHAPES)}
-    area = {name: region.sum() / 500**2 for name, region in inside.items()}
-    star_radius = 0.36 / ((5**0.5 - 1) / 4)  # inradius of the inner pentagon / cos 72 degrees
-    expected = {"disc": np.pi * 0.85**2, "ring": np.pi * (0.96**2 - 0.48**2), "square": 1.5**2, "bar": 2 * 0.68,
-                "cross": 2 * 1.9 * 0.56 - 0.56**2, "triangle": 3 * 3**0.5 * 0.55**2, "star": 1.12257 * star_radius**2}
-    for name, value in expected.items():
-        assert area[name] == pytest.approx(value, rel=0.01), name
-    for name, region in inside.items():
-        assert 0.5 < area[name] < 2.4, name
-        assert not region[[0, -1]].any() and not region[:, [0, -1]].any(), f"{name} is cut off"
 
 
 def test_bad_arguments_are_one_clear_error():
@@ -110,7 +94,7 @@ def test_bad_arguments_are_one_clear_error():
             draw_scenes(1, 0, size)
 
 
-def test_ten_thousand_images_take_under_five_seconds():
+def test_two_thousand_images_take_under_a_second():
     started = time.process_time()  # of this process: other work on the machine does not count
     draw_images(2000, 0)
     assert time.process_time() - started < 1.0

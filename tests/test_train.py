@@ -1,10 +1,17 @@
-"""Training: a resumed run is the uninterrupted one, the schedule, and what augmentation may and may not do."""
+"""Training: a resumed run is the uninterrupted one, the schedule, a second cycle, and what augmentation may do."""
+import re
+
 import pytest
 import torch
-from networks import same_state
+from networks import awaken, same_state
 from torch import Tensor, nn
 
-from zsq_lab.train import PAD, augment, image_side, learning_rate, train
+from zsq_lab import train as train_module
+from zsq_lab.__main__ import main
+from zsq_lab.checkpoints import load_model, save_model
+from zsq_lab.data import Dataset, Split
+from zsq_lab.models import build
+from zsq_lab.train import PAD, augment, image_side, learning_rate, train, train_checkpoint
 
 
 def network() -> nn.Module:
@@ -87,6 +94,99 @@ def test_images_grow_to_full_size_at_55_percent():
     sides = [image_side(epoch, 40, 32) for epoch in range(40)]
     assert sides == sorted(sides) and set(sides) == {16, 20, 24, 28, 32}
     assert sides.index(32) == 22
+
+
+@pytest.mark.parametrize("small_first, sides", [(True, [8, 10, 14, 16]), (False, [16] * 4)])
+def test_the_network_sees_the_images_at_these_sides(small_first, sides):
+    model, seen = network(), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    train(model, *data(), normalise, epochs=4, small_first=small_first, **settings())
+    assert seen == [(side, side) for side in sides for _ in range(3)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder where states between epochs go."""
+    monkeypatch.setattr(train_module, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def tiny() -> Dataset:
+    """Two batches of images with four colours for classes."""
+    return Dataset("embedded", ("red", "green", "blue", "yellow"), (0.5,) * 3, (0.25,) * 3,
+                   lambda split: Split(*data({"train": 256, "test": 20}[split])))
+
+
+FIRST = {"model": "embedded/resnet20", "classes": 4, "accuracy": 61.5, "epochs": 6, "seconds": 1150, "seed": 0,
+         "command": "python -m zsq_lab train --model embedded/resnet20 --epochs 6 --lr 0.2 --seed 0"}
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A checkpoint to start from, with weights that no fresh network has."""
+    save_model(awaken(build("resnet20", 4)), tmp_path / "first.safetensors", FIRST)
+    return tmp_path / "first.safetensors"
+
+
+def test_a_second_cycle_sees_full_images_and_says_what_it_started_from(tmp_path, cache, first, capsys):
+    out = tmp_path / "again.safetensors"
+    returned = train_checkpoint("embedded/resnet20", tiny(), out, epochs=2, peak=1e-9, seed=3, start=first)
+    printed, shown = capsys.readouterr()
+    assert re.findall(r"epoch ./2 at (\d+)px: loss", shown) == ["16", "16"] and printed == ""
+    trained, facts = load_model("embedded/resnet20", out)
+    assert facts == returned
+    assert {key: facts[f"start_{key}"] for key in ("accuracy", "epochs", "seconds", "command")} == {
+        key: FIRST[key] for key in ("accuracy", "epochs", "seconds", "command")}
+    assert facts["command"].endswith("--epochs 2 --lr 1e-09 --seed 3 --start first.safetensors")
+    weights = dict(load_model("embedded/resnet20", first)[0].named_parameters())
+    for name, weight in trained.named_parameters():  # at a rate of nearly zero they stay what they were
+        torch.testing.assert_close(weight, weights[name], rtol=1e-5, atol=1e-5)
+    card = out.with_suffix(".md").read_text()
+    assert "earlier checkpoint" in card and "| accuracy | 61.5 |" in card and "start_" not in card
+    assert not list(cache.iterdir()), "the state goes away at the end"
+
+
+def test_a_first_cycle_starts_small_and_from_the_seed(tmp_path, cache, capsys):
+    for seed, file in ((0, "one"), (0, "same"), (1, "other")):
+        facts = train_checkpoint("embedded/resnet20", tiny(), tmp_path / file, epochs=1, peak=0.01, seed=seed)
+    assert re.findall(r"epoch 1/1 at (\d+)px: loss", capsys.readouterr().err) == ["8"] * 3
+    assert not [key for key in facts if key.startswith("start")]
+    one, same, other = (load_model("embedded/resnet20", tmp_path / file)[0].state_dict() for file in
+                        ("one", "same", "other"))
+    assert same_state(one, same) and not same_state(one, other)
+
+
+def test_an_interrupted_second_cycle_is_not_resumed_from_another_start(tmp_path, cache, first, monkeypatch):
+    def interrupted_run(start: float) -> list[str]:
+        save_model(awaken(build("resnet20", 4), seed=start), first, FIRST)
+        with pytest.raises(KeyboardInterrupt):
+            train_checkpoint("embedded/resnet20", tiny(), tmp_path / "out", epochs=1, peak=0.01, seed=0, start=first)
+        return sorted(path.name for path in cache.iterdir())
+
+    def interrupt(*_args, **_named):  # after the last epoch, whose state is saved by then
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "accuracy", interrupt)
+    assert len(interrupted_run(start=0)) == 1
+    assert len(interrupted_run(start=0)) == 1, "the same start, the same state"
+    assert len(interrupted_run(start=1)) == 2
+
+
+def test_a_start_of_another_architecture_is_one_clear_error(tmp_path, cache):
+    save_model(build("mobilenetv2", 4), tmp_path / "mobile.safetensors", FIRST)
+    with pytest.raises(ValueError, match="mobile.safetensors is not a checkpoint of embedded/resnet20"):
+        train_checkpoint("embedded/resnet20", tiny(), tmp_path / "out.safetensors", epochs=1, peak=0.1, seed=0,
+                         start=tmp_path / "mobile.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["mobile.safetensors"]
+
+
+def test_a_missing_start_is_one_line_on_the_command_line(tmp_path, cache, capsys):
+    status = main(["train", "--model", "embedded/resnet20", "--start", str(tmp_path / "none.safetensors"),
+                   "--out", str(tmp_path / "out.safetensors")])
+    out, err = capsys.readouterr()
+    assert status in (1, 2) and out == ""
+    assert len(err.strip().splitlines()) == 1 and "none.safetensors" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

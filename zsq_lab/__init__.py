@@ -8,7 +8,7 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-_HOME = {"QuantConfig": "layers", "quantize": "recipes", "setup": "lab", "synthesize": "recipes"}
+_HOME = {"QuantConfig": "layers", "quantize": "recipes", "setup": "lab", "sweep": "sweeps", "synthesize": "recipes"}
 __all__ = sorted(_HOME)
 
 

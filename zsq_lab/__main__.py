@@ -3,33 +3,11 @@
 Standard output carries the answer (with `--json` one JSON object and nothing else), standard error progress and
 problems. Exit status 0, or with one clear line on stderr 2 for a wrong argument and 1 for anything else.
 """
-import argparse
-import json
 import sys
 from pathlib import Path
 
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one line instead of a page of usage."""
-
-    def error(self, message: str):
-        self.exit(2, f"zsq_lab: {message}. See `{self.prog} --help`.\n")
-
-
-class WrongArgument(ValueError):
-    """An argument that argparse could not check: exit status 2."""
-
-
-def bit_width(text: str) -> int:
-    if not text.isdigit() or not 2 <= int(text) <= 16:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a bit width: expected a whole number from 2 to 16")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
+from . import sweep_command
+from .arguments import Parser, WrongArgument, answer, bit_width, positive
 
 
 def build_parser() -> Parser:
@@ -59,6 +37,9 @@ def build_parser() -> Parser:
     sub.add_argument("--edge-bits", type=bit_width, metavar="BITS", help="bits of the first and last layer")
     sub.add_argument("--convention", default="deployable")
     sub.add_argument("--budget", default="standard")
+    sub.add_argument("--size-budget", type=float, metavar="SHARE",
+                     help="mixed precision: weights in this share of their float size, 0.15 for instance, instead of -w")
+    sub.add_argument("--stages", nargs="+", metavar="LAYER", help="compare student and teacher at these layers' inputs")
     sub.add_argument("--n-test", type=positive, help="measure on the first N test images; default all")
     sub.add_argument("--out", type=Path, help="write the quantized model (safetensors)")
     sub = command("synthesize", "make images from a network's statistics", _synthesize, model=True)
@@ -71,14 +52,15 @@ def build_parser() -> Parser:
     sub = command("train", "train a full-precision network; the same command resumes", _train, model=True)
     sub.add_argument("--epochs", type=positive, help="default: as the shipped network")
     sub.add_argument("--lr", type=float, default=0.2, help="peak of the one-cycle schedule")
+    sub.add_argument("--start", type=Path, help="checkpoint to train further: one more cycle, at full image size")
     sub.add_argument("--out", type=Path, help="checkpoint to write, with a card beside it; default in data/cache")
-    sub = command("record", "measure the recorded results anew, or the rows that are missing", _record)
-    sub.add_argument("--out", type=Path, help="CSV file; default data/results/foundation.csv")
+    sub = command("generator", "train a conditional generator from a network's statistics; the same command resumes",
+                  _generator, model=True)
+    sub.add_argument("--iterations", type=positive, default=1000)
+    sub.add_argument("--out", type=Path, help="file to write, with a card beside it; default in data/cache")
+    sub = command("sweep", "measure many settings, on one machine or many; the same command resumes", sweep_command.run)
+    sweep_command.add_arguments(sub)
     return parser
-
-
-def _answer(args, fields: dict, text: str) -> None:
-    print(json.dumps(fields) if args.json else text)
 
 
 def _doctor(args) -> int:
@@ -89,7 +71,7 @@ def _doctor(args) -> int:
 def _recipes(args) -> None:
     from .recipes import RECIPES
     rows = [{"recipe": r.name, "summary": r.summary, "looks_at": r.looks_at} for r in RECIPES.values()]
-    _answer(args, {"recipes": rows}, "\n".join(f"{r['recipe']:14} {r['summary']} [{r['looks_at']}]" for r in rows))
+    answer(args, {"recipes": rows}, "\n".join(f"{r['recipe']:14} {r['summary']} [{r['looks_at']}]" for r in rows))
 
 
 def _models(args) -> None:
@@ -97,7 +79,7 @@ def _models(args) -> None:
     rows = [describe(name) for name in MODELS]
     lines = [f"{row['model']:20} {row['parameters']:>8,} parameters  " +
              (f"{row['accuracy']:.2f} %" if row["accuracy"] is not None else "no checkpoint") for row in rows]
-    _answer(args, {"models": rows}, "\n".join(lines))
+    answer(args, {"models": rows}, "\n".join(lines))
 
 
 def _download(args) -> None:
@@ -105,7 +87,7 @@ def _download(args) -> None:
     from .download import download
     folder = args.out or cache_folder()
     download(args.name, folder)
-    _answer(args, {"data": args.name, "folder": str(folder)}, f"{args.name} is in {folder}")
+    answer(args, {"data": args.name, "folder": str(folder)}, f"{args.name} is in {folder}")
 
 
 def _model(args):
@@ -127,6 +109,7 @@ def _model(args):
 
 def _quantize(args) -> None:
     from .checkpoints import save_model
+    from .data import cache_folder
     from .evaluate import accuracy
     from .lab import real_images
     from .layers import CONVENTIONS, QuantConfig
@@ -141,7 +124,8 @@ def _quantize(args) -> None:
     needs_images = RECIPES[args.recipe].needs_images
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
     result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
-                      budget=args.budget, images=images, progress=True)
+                      budget=args.budget, images=images, progress=True, resume=cache_folder() / "runs",
+                      stages=args.stages, size_budget=args.size_budget)
     test, shown = dataset.test(), {"limit": args.n_test, "progress": True}
     before, after = accuracy(network, test, dataset, **shown), accuracy(result.model, test, dataset, **shown)
     report = {key: value for key, value in result.report.items() if key != "config"}
@@ -153,7 +137,7 @@ def _quantize(args) -> None:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
                                                      "image_shape": list(dataset.image_shape)})
         fields["out"] = str(args.out)
-    _answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {args.budget}\n"
+    answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {args.budget}\n"
             f"accuracy {after:.2f} %, full precision {before:.2f} %, drop {before - after:.2f} points "
             f"({fields['n_test']} test images)\n{report['bytes_before'] / 1000:.0f} kB to "
             f"{report['bytes_after'] / 1000:.0f} kB in {report['seconds']:.1f} s on {report['threads']} threads"
@@ -175,7 +159,7 @@ def _synthesize(args) -> None:
     partial = args.out.with_suffix(".partial.npz")
     np.savez(partial, images=images.numpy(), mean=np.float32(dataset.mean), std=np.float32(dataset.std))
     partial.replace(args.out)
-    _answer(args, {"model": name, "n": args.n, "shape": list(images.shape), "seed": args.seed, "out": str(args.out)},
+    answer(args, {"model": name, "n": args.n, "shape": list(images.shape), "seed": args.seed, "out": str(args.out)},
             f"{args.n} images {list(images.shape[1:])} of {name} written to {args.out}: `images` is normalised, "
             "pixels = images * std + mean")
 
@@ -194,7 +178,7 @@ def _evaluate(args) -> None:
     n_test = min(args.n_test or len(test), len(test))
     kept = {key: facts[key] for key in ("recipe", "weight_bits", "activation_bits", "convention") if key in facts}
     described = " ".join(f"{key} {value}" for key, value in kept.items()) or "full precision"
-    _answer(args, {"model": name, **kept, "accuracy": round(measured, 4), "profile": dataset.name, "n_test": n_test},
+    answer(args, {"model": name, **kept, "accuracy": round(measured, 4), "profile": dataset.name, "n_test": n_test},
             f"{name}, {described}: accuracy {measured:.2f} % ({n_test} test images)")
 
 
@@ -207,14 +191,22 @@ def _train(args) -> None:
         raise WrongArgument(f"{name} is trained on {name.split('/')[0]}, not on profile {dataset.name}")
     out = args.out or cache_folder() / checkpoint_path(name).name
     _writable(out)
-    facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr, seed=args.seed)
-    _answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after {facts['epochs']} epochs, written to {out}")
+    facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr, seed=args.seed,
+                             start=args.start)
+    answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after {facts['epochs']} epochs, written to {out}")
 
 
-def _record(args) -> None:
-    from .results import FILE, foundation, record, summary
-    table = record(foundation(), args.out or FILE)
-    _answer(args, {"rows": len(table), "file": str(args.out or FILE)}, summary(table).to_string(index=False))
+def _generator(args) -> None:
+    from .checkpoints import generator_path
+    from .data import cache_folder
+    from .zscgan import train_generator_checkpoint
+    name, dataset, network = _model(args)
+    out = args.out or cache_folder() / generator_path(name).name
+    _writable(out)
+    facts = train_generator_checkpoint(name, network, dataset.image_shape, out, iterations=args.iterations, seed=args.seed,
+                                       runs=cache_folder() / "runs")
+    answer(args, facts | {"out": str(out)}, f"{name}: statistics {facts['statistics']}, the classifier believes "
+            f"{facts['believed']} % of the labels, written to {out}")
 
 
 def _writable(path: Path | None) -> None:

@@ -5,7 +5,7 @@ A BatchNorm stores the mean and variance of its input over the training set; a f
 ZS-CGAN (Choi et al. 2022); `remembered_activations` lets the layers speak from memory, without any image.
 Notebook 03 builds the first, notebook 02 uses the second.
 """
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -55,6 +55,23 @@ def layer_distance(mean: Tensor, std: Tensor, stored_mean: Tensor, stored_std: T
     return ((mean - stored_mean).square().sum() + (std - stored_std).square().sum()) / power
 
 
+def squared_distance(mean: Tensor, std: Tensor, stored_mean: Tensor, stored_std: Tensor) -> Tensor:
+    """Mean over the channels of (mean - stored_mean)^2 + (std - stored_std)^2, in the units of the layer, as in the papers."""
+    return ((mean - stored_mean).square() + (std - stored_std).square()).mean()
+
+
+def gaussian_kl(mean: Tensor, std: Tensor, stored_mean: Tensor, stored_std: Tensor) -> Tensor:
+    """KL(batch || memory) of the two Gaussians, mean over the channels: log(s/d) + (d^2 + (m - n)^2) / (2 s^2) - 1/2.
+
+    m, d: mean and deviation of the batch; n, s: the stored ones. A channel without spread is left out,
+    a layer of such channels is at distance 0.
+    """
+    alive = stored_std > 1e-6 * stored_std.max()
+    mean, std, stored_mean, stored_std = (v[alive] for v in (mean, std, stored_mean, stored_std))
+    ratio = (std.square() + (mean - stored_mean).square()) / (2 * stored_std.square())
+    return (stored_std.log() - std.clamp(min=1e-6).log() + ratio - 0.5).sum() / max(1, len(ratio))
+
+
 class BatchNormStatistics:
     """Context manager that measures, in each forward pass, every statistics layer's distance from its memory.
 
@@ -62,10 +79,12 @@ class BatchNormStatistics:
         model(images)
         loss = statistics.loss()          # mean over the layers, differentiable
         statistics.distances()            # {layer name: float}
+
+    distance: `layer_distance`, `squared_distance` or `gaussian_kl`.
     """
 
-    def __init__(self, model: nn.Module):
-        self.layers = statistics_layers(model)
+    def __init__(self, model: nn.Module, distance: Callable[..., Tensor] = layer_distance):
+        self.layers, self.distance = statistics_layers(model), distance
         self._distances: dict[str, Tensor] = {}
         self._handles = []
 
@@ -81,7 +100,7 @@ class BatchNormStatistics:
 
     def _measure(self, name: str):
         def hook(layer, args):
-            self._distances[name] = layer_distance(*batch_statistics(args[0]), *stored_statistics(layer))
+            self._distances[name] = self.distance(*batch_statistics(args[0]), *stored_statistics(layer))
             # The gradient of the distance needs these values, so that what overwrites its input gets a copy.
             return args[0].clone() if getattr(layer, "overwritten", False) else None
         return hook

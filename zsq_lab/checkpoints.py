@@ -12,6 +12,7 @@ from torch import nn
 
 from .equalize import ClippedReLU
 from .folding import replace_module
+from .generators import Generator
 from .layers import QuantConfig, convert
 from .models import build, count_parameters
 
@@ -50,7 +51,8 @@ def load_model(name: str, path: Path | None = None) -> tuple[nn.Module, dict]:
         model.load_state_dict(weights)
     except (SafetensorError, RuntimeError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of {name}: {reason}. Restore the file or train it again.") from error
+        raise ValueError(f"{path} is not a checkpoint of {name}: {reason}. Restore the file or train it "
+                         "again.") from error
     return model.eval(), facts
 
 
@@ -64,20 +66,28 @@ def save_model(model: nn.Module, path: Path, facts: dict) -> None:
 
 
 def write_card(path: Path, facts: dict) -> None:
-    """The card beside a checkpoint: how it was made and what it scores, as a Markdown table."""
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    text = f"# {facts['model']}\n\nTrained by `zsq_lab.train`; weights in `{path.name}`.\n\n| fact | value |\n|---|---|\n{rows}\n"
-    path.with_suffix(".md").write_text(text)
+    """The card beside a checkpoint: how it was made and what it scores, as a Markdown table.
+
+    Facts named `start_...` tell the same of the checkpoint that training started from: they get a table of their own.
+    """
+    start = {key.removeprefix("start_"): value for key, value in facts.items() if key.startswith("start_")}
+    parts = [f"# {facts['model']}", f"Trained by `{facts['command'].split(' --')[0]}`; weights in `{path.name}`.",
+             _table({key: value for key, value in facts.items() if not key.startswith("start_")})]
+    if start:
+        parts += ["Training went on from an earlier checkpoint:", _table(start)]
+    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+
+
+def _table(facts: dict) -> str:
+    return "\n".join(["| fact | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())])
 
 
 def describe(name: str) -> dict:
-    """One row of `python -m zsq_lab models`: name, parameters, accuracy as the card states it, or that it is missing."""
+    """One row of `python -m zsq_lab models`: name, parameters, accuracy as the card states it, None without a file."""
     row = {"model": name, "parameters": count_parameters(build(name.split("/")[1]))}
     if not checkpoint_path(name).is_file():
         return row | {"accuracy": None}
     return row | {"accuracy": load_model(name)[1].get("accuracy")}
-
-
 
 
 def load_quantized(path: Path) -> tuple[nn.Module, dict]:
@@ -102,3 +112,28 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
         raise ValueError(f"{path} is not a quantized model of this lab: {str(error).splitlines()[0]}. "
                          "Write it again with `python -m zsq_lab quantize`.") from error
     return student.eval(), facts
+
+
+def generator_path(name: str) -> Path:
+    """Where the trained conditional generator of a full model name lies."""
+    return FOLDER / f"{name.replace('/', '_')}_generator.safetensors"
+
+
+def load_generator(name: str, path: Path | None = None) -> tuple[Generator, dict]:
+    """The conditional generator that was trained against the network of a full name, and its card's facts.
+
+    Raises ValueError when the file is missing, damaged or foreign.
+    """
+    path = path or generator_path(name)
+    if not path.is_file():
+        raise ValueError(f"no generator at {path}: train it with `python -m zsq_lab generator --model {name}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+        generator = Generator(tuple(facts["image_shape"]), facts["classes"])
+        generator.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a generator of this lab: {str(error).splitlines()[0]}. Restore the file or train "
+                         "it again.") from error
+    return generator.eval().requires_grad_(False), facts

@@ -5,7 +5,7 @@ move through the straight-through gradient and every scale is learned (LSQ, Esse
 are never updated from synthetic images. Notebook 03 shows what this buys over ranges alone.
 """
 from collections.abc import Callable
-from math import cos, pi
+from math import cos, isfinite, pi
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .graph import Graph, tensors
+from .health import Stopped
 from .layers import QuantLayer, quant_layers
+from .resume import RunState
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
 Sampler = Callable[[torch.Generator], Tensor]  # draws one batch of images
@@ -27,6 +29,15 @@ def stage_layers(graph: Graph) -> list[str]:
     stages = [node.name for index in graph.layers() if len((node := graph.nodes[index]).input_shape) > 2
               and node.input_shape[2:] != node.output_shape[2:] and node.name not in graph.first_layers()]
     return list(dict.fromkeys([*stages, *sorted(graph.last_layers())]))
+
+
+def dense_layers(graph: Graph) -> list[str]:
+    """Every layer but those that read the image: comparing at each input leaves few ways to be right for wrong reasons.
+
+    The dense form of `stage_layers`, as close to block-wise reconstruction (BRECQ, Li et al. 2021) as one backward pass gets.
+    """
+    names = [graph.nodes[index].name for index in graph.layers()]
+    return list(dict.fromkeys(name for name in names if name not in graph.first_layers())) or names[:1]
 
 
 class Features:
@@ -72,53 +83,92 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / (teacher.square().sum() + 1e-12)
 
 
+def knowledge_loss(student_output, teacher_output, student_features: dict, teacher_features: dict) -> Tensor:
+    """`output_loss` plus the mean `relative_error` of the features of all stages."""
+    errors = [relative_error(student_features[name], wanted) for name, wanted in teacher_features.items()]
+    return output_loss(student_output, teacher_output) + torch.stack(errors).mean()
+
+
+class FineTuning:
+    """A student that learns from its teacher, step by step; whoever holds it decides which images come.
+
+    Inside the block weights, biases and scales of the student ask for gradients; after it they are frozen again.
+    learning_rate: Adam's, falling to zero on a cosine over the run. loss: as `knowledge_loss`, the default.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, stages: list[str], learning_rate: float, loss=knowledge_loss):
+        self.student, self.teacher, self.learning_rate, self.loss = student, teacher, learning_rate, loss
+        groups = _parameter_groups(quant_layers(student).values(), learning_rate)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.Adam(groups)
+        self.rates = [group["lr"] for group in groups]
+        self.own, self.wanted = Features(student, stages), Features(teacher, stages)
+
+    def __enter__(self) -> "FineTuning":
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.own.__enter__()
+        self.wanted.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.own.__exit__()
+        self.wanted.__exit__()
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def step(self, images: Tensor, done: float) -> float:
+        """One step on a batch; done: the share of the run that lies behind, 0..1. Returns the loss."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + cos(pi * done))
+        with torch.no_grad():
+            teacher_output = self.teacher(images)
+        loss = self.loss(self.student(images), teacher_output, self.own.values, self.wanted.values)
+        value = loss.item()
+        if not isfinite(value):
+            raise Stopped(f"fine-tuning diverged after {done:.0%} of its run (loss {value}): lower the learning rate "
+                          f"({self.learning_rate}); the input model is unchanged")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"] if "floor" in group else ():
+                    parameter.clamp_(min=group["floor"])
+        return value
+
+    def state(self) -> dict:
+        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        with torch.no_grad():  # in place: the optimizer holds these very tensors
+            for name, value in self.student.state_dict().items():
+                value.copy_(state["student"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def finetune(student: nn.Module, teacher: nn.Module, sampler: Sampler, stages: list[str], *, iterations: int,
-             learning_rate: float, feature_weight: float = 1.0, seed: int = 0,
-             on_step: Callable[[int, float], None] | None = None, progress: bool = False) -> None:
+             learning_rate: float, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
+             progress: bool = False, run: RunState | None = None) -> None:
     """Train weights, biases and scales of `student` in place; the last iteration is the result, ranges frozen again.
 
     sampler: draws a batch of images from a generator seeded with `seed`. stages: `stage_layers` of the teacher's graph.
-    learning_rate: Adam's, falling to zero on a cosine. Raises RuntimeError when the loss stops being a number.
+    Raises `health.Stopped` when the loss stops being a number.
     """
-    generator = torch.Generator().manual_seed(seed)
-    layers = quant_layers(student).values()
-    groups = _parameter_groups(layers, learning_rate)
-    for group in groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(groups)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    smallest = [(group["params"], group["floor"]) for group in optimizer.param_groups if "floor" in group]
-    try:
-        with Features(student, stages) as own, Features(teacher, stages) as wanted:
-            for iteration in tqdm(range(iterations), "fine-tuning", disable=not progress, leave=False):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                images = sampler(generator)
-                with torch.no_grad():
-                    teacher_output = teacher(images)
-                loss = output_loss(student(images), teacher_output)
-                if feature_weight:
-                    errors = [relative_error(own.values[name], wanted.values[name]) for name in stages]
-                    loss = loss + feature_weight * torch.stack(errors).mean()
-                if not torch.isfinite(loss):
-                    raise RuntimeError(f"fine-tuning diverged at iteration {iteration} (loss {loss.item()}): lower the "
-                                       f"learning rate ({learning_rate}); the input model is unchanged")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                with torch.no_grad():
-                    for parameters, floor in smallest:
-                        for parameter in parameters:
-                            parameter.clamp_(min=floor)
-                if on_step:
-                    on_step(iteration, loss.item())
-    finally:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(False)
-                parameter.grad = None
+    generator, run, first = torch.Generator().manual_seed(seed), run or RunState(), 0
+    with FineTuning(student, teacher, stages, learning_rate) as tuning:
+        if state := run.load("finetune"):
+            tuning.restore(state)
+            generator.set_state(state["generator"])
+            first = state["iteration"]
+        bar = tqdm(range(first, iterations), "fine-tuning", iterations, initial=first, disable=not progress, leave=False)
+        for iteration in bar:
+            loss = tuning.step(sampler(generator), iteration / iterations)
+            run.save("finetune", lambda: {**tuning.state(), "generator": generator.get_state(), "iteration": iteration + 1})
+            if on_step:
+                on_step(iteration, loss)
 
 
 def _parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:

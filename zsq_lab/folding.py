@@ -57,8 +57,14 @@ def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
     """Fold each BatchNorm of `model` whose only input is a layer that feeds nothing else; changes `model` in place.
 
     graph: `trace(model, image_shape)`. A BatchNorm that cannot be folded (after a sum, shared, or without statistics)
-    stays as it is and is computed in floating point.
+    stays as it is and is computed in floating point. Raises ValueError, before anything is changed, for a graph of
+    another model: of a copy, for instance, whose layers would be scaled instead.
     """
+    own = set(model.modules())
+    for node in graph.nodes:
+        if isinstance(node.module, (*LAYERS, *BATCH_NORMS)) and node.module not in own:
+            raise ValueError("the graph was traced on another model, or before this one was changed: its layer "
+                             f"'{node.name}' is not part of this model. Pass trace(model, image_shape) of this model.")
     for index, node in enumerate(graph.nodes):
         norm = node.module
         if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None or len(node.inputs) != 1:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, require_statistics
+from .resume import RunState
 
 BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
 SHIFT = 2  # pixels by which the whole batch moves at random before each look
@@ -30,7 +31,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
-                    progress: bool = False) -> tuple[Tensor, Tensor | None]:
+                    progress: bool = False, run: RunState | None = None) -> tuple[Tensor, Tensor | None]:
     """n images [n, *image_shape] in the model's own (normalised) scale, and the labels they were made for (or None).
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
@@ -44,15 +45,22 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
     if classes and labels is None:
         labels = torch.arange(n) % classes
         labels = labels[torch.randperm(n, generator=generator)]
-    made = []
+    run = run or RunState()
+    state = run.load("images") or {"made": [], "iteration": 0}
+    made, first = [images.to(device) for images in state["made"]], state["iteration"]
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-    bar = tqdm(total=iterations * len(batches), desc="images", disable=not progress, leave=False)
+    bar = tqdm(total=iterations * len(batches), initial=iterations * len(made) + first, desc="images",
+               disable=not progress, leave=False)
     with BatchNormStatistics(teacher) as statistics, bar:
-        for batch in batches:
+        for batch in batches[len(made):]:
             white = torch.randn(len(batch), *image_shape, generator=generator).to(device).requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
             optimizer = torch.optim.Adam([white], lr=learning_rate, betas=BETAS)
-            for iteration in range(iterations):
+            if first:  # the middle of a batch
+                white.data.copy_(state["white"])
+                optimizer.load_state_dict(state["optimizer"])
+                generator.set_state(state["generator"])
+            for iteration in range(first, iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
                 logits = teacher(_jitter(colour(white), generator))
                 distance = statistics.loss()
@@ -64,9 +72,13 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 white.grad, = torch.autograd.grad(loss, white)
                 optimizer.step()
                 bar.update()
+                run.save("images", lambda: {"made": made, "white": white.detach(), "optimizer": optimizer.state_dict(),
+                                            "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
                     on_step(iteration, colour(white.detach()), {"statistics": distance.item(), "class": class_loss.item()})
             made.append(colour(white.detach()))
+            first = 0
+    run.save("images", lambda: {"made": made, "iteration": 0}, now=True)
     return torch.cat(made), labels
 
 

@@ -1,4 +1,7 @@
-"""`setup()`: everything a notebook starts from, in one call."""
+"""`setup()`: everything a notebook starts from, in one call.
+
+The profile decides data and network. Real images are there to measure accuracy and for reference rows. Notebook 00.
+"""
 import os
 from dataclasses import dataclass
 

@@ -30,14 +30,21 @@ class QuantConfig:
     weight_bits, activation_bits: 2..16. edge_bits: bits of the first and last layer, None for the same as the others.
     convention: "deployable" (BatchNorm folded, weights symmetric per output channel, activations per tensor, ranges by
     error search) or "literature" (BatchNorm kept, weights affine min-max per channel, activations min-max per tensor).
+    layer_bits: weight bits of single layers by name, where they differ (`mixed_precision`).
     """
 
     weight_bits: int = 8
     activation_bits: int = 8
     edge_bits: int | None = None
     convention: str = "deployable"
+    layer_bits: dict[str, int] | None = None
 
     def __post_init__(self):
+        for layer, bits in (self.layer_bits or {}).items():
+            try:
+                integer_range(bits, symmetric=True)
+            except ValueError as error:
+                raise ValueError(f"layer_bits of '{layer}': {error}") from None
         for name in ("weight_bits", "activation_bits", "edge_bits"):
             bits = getattr(self, name)
             if name == "edge_bits" and bits is None:
@@ -155,9 +162,13 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
         node = graph.nodes[index]
         sites.setdefault(node.name, (node.module, []))[1].append(index)
     symmetric = config.convention == "deployable"
+    if unknown := set(config.layer_bits or ()) - set(sites):
+        raise ValueError(f"layer_bits names '{min(unknown)}', which is no layer of the model: expected some of "
+                         f"{', '.join(list(sites)[:8])}, ...")
     for name, (layer, calls) in sites.items():
         edge = config.edge_bits if name in edges else None
-        weight_quantizer = Quantizer(edge or config.weight_bits, symmetric=symmetric, axis=output_axis(layer))
+        weight_bits = (config.layer_bits or {}).get(name) or edge or config.weight_bits
+        weight_quantizer = Quantizer(weight_bits, symmetric=symmetric, axis=output_axis(layer))
         input_quantizers = [Quantizer(IMAGE_BITS if call in images else edge or config.activation_bits, symmetric=False)
                             for call in calls]
         model = replace_module(model, layer, QuantLayer(layer, weight_quantizer, input_quantizers))

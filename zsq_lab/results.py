@@ -1,108 +1,201 @@
-"""Recorded results: `python -m zsq_lab record` measures a fixed list of rows and appends them to a CSV file.
+"""One result, one file: what was measured, under which conditions, keyed by everything that decides the number.
 
-Each row is one `quantize` run on the full test set and carries all that decides it (convention, bits, seed, budget,
-seconds, machine). A row that the file already has is not measured again, so an interrupted run goes on where it was.
+An `Item` is one run of `quantize` on the test set. Its file is named by a digest of its settings, of the code that its
+recipe runs through and of the network's weights, so that a result is found again exactly as long as it holds. Files are
+written atomically; a damaged or foreign one is named and skipped, never trusted.
 """
-import csv
-import platform
-from collections.abc import Iterable, Iterator
+import ast
+import hashlib
+import json
+import os
+import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
-from torch import nn
-from tqdm import tqdm
 
-from .checkpoints import load_model
-from .data import Dataset, find_dataset
-from .evaluate import accuracy
-from .lab import real_images
-from .layers import QuantConfig
-from .recipes import RECIPES, quantize
+from .checkpoints import checkpoint_path
+from .transfer import disk_errors
 
-FILE = Path(__file__).resolve().parent.parent / "data" / "results" / "foundation.csv"
-SEEDS = (0, 1, 2)
-COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "convention", "budget", "seed",
-           "fp_accuracy", "accuracy", "drop", "seconds", "n_test", "threads", "torch", "machine")
-KEY = list(COLUMNS[:8])
+PACKAGE = Path(__file__).resolve().parent
+FOLDER = PACKAGE.parent / "data" / "results"
+COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "convention", "budget", "seed", "fp_accuracy",
+           "accuracy", "drop", "seconds", "bytes", "n_test", "threads", "torch", "machine")
+SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "convention", "budget", "n_test")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement to be made."""
+class Item:
+    """One measurement: a network, a recipe and its settings; n_test: the first so many test images, None for all."""
 
     model: str
     recipe: str
-    bits: int
-    budget: str
-    seed: int
+    weight_bits: int
+    activation_bits: int
+    edge_bits: int | None = None
     convention: str = "deployable"
+    budget: str = "standard"
+    seed: int = 0
+    n_test: int | None = None
 
-    def key(self) -> tuple:
-        return (self.model, self.recipe, self.bits, self.bits, "", self.convention, self.budget, self.seed)
+    def digest(self) -> str:
+        """16 hex digits that name the result's file."""
+        decides = [vars(self), code_version(self.recipe), weights_version(self.model)]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    def group(self) -> tuple:
+        """Items of one group share images and generators: only their widths differ."""
+        return self.model, self.recipe, self.convention, self.budget, self.seed
+
+    def __str__(self) -> str:
+        edges = f" edges {self.edge_bits}" if self.edge_bits else ""
+        return (f"{self.model} {self.recipe} W{self.weight_bits}A{self.activation_bits}{edges} {self.convention} "
+                f"{self.budget} seed {self.seed}")
 
 
-def foundation() -> Iterator[Row]:
-    """The rows of `foundation.csv`, seed by seed, so that an interrupted run holds whole tables."""
-    resnet, mobilenet = "cifar10/resnet20", "cifar10/mobilenetv2"
-    for seed in SEEDS:
-        for model in (resnet, mobilenet):
-            for recipe in ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges"):
-                yield from (Row(model, recipe, bits, "standard", seed) for bits in (8, 6, 4, 3))
-            if model == resnet:
-                yield Row(resnet, "distilled", 4, "quick", seed)
-                for recipe in ("distilled", "zeroq", "real-finetune"):
-                    yield from (Row(resnet, recipe, bits, "standard", seed) for bits in (4, 3))
-        yield from (Row(mobilenet, "distilled", bits, "standard", seed) for bits in (4, 8))
+@cache
+def code_version(recipe: str) -> str:
+    """Digest of the syntax of every file of the module that the recipe's code runs through; comments do not count.
 
-
-def record(rows: Iterable[Row], file: Path = FILE, *, limit: int | None = None, progress: bool = True) -> pd.DataFrame:
-    """Measure the rows that `file` does not have yet, append each as soon as it is known, return the whole table.
-
-    limit: how many test images to measure on, all by default. Raises ValueError for a file with other columns.
+    Raises ValueError for an unknown recipe.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = set() if not file.exists() else {tuple(row) for row in _read(file)[KEY].itertuples(index=False)}
-    missing = [row for row in rows if row.key() not in done]
-    networks: dict[str, tuple] = {}
-    for row in tqdm(missing, "rows", disable=not progress):
-        if row.model not in networks:
-            dataset, network = find_dataset(row.model.split("/")[0]), load_model(row.model)[0]
-            networks[row.model] = dataset, network, accuracy(network, dataset.test(), dataset, limit=limit)
-        measured = _measure(row, *networks[row.model], limit)
-        new = not file.exists()
-        with file.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(measured)
-    return _read(file)
+    from .recipes import RECIPES
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe '{recipe}': expected one of {', '.join(RECIPES)}")
+    homes = {name: known.run.__module__.rpartition(".")[2] for name, known in RECIPES.items()}
+    reached, waiting = {}, [homes[recipe], "recipes", "evaluate", "data", "models"]
+    waiting += ["lab"] if RECIPES[recipe].needs_images else []
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and (PACKAGE / f"{name}.py").exists():
+            source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+            imported, reached[name] = _syntax(source, frozenset(homes.values() if name == "recipes" else ()))
+            waiting += imported
+    decides = json.dumps([RECIPES[recipe].run.__name__, reached], sort_keys=True)
+    return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
 
-def _measure(row: Row, dataset: Dataset, network: nn.Module, fp_accuracy: float, limit: int | None) -> dict:
-    images = None
-    if RECIPES[row.recipe].needs_images:
-        images = real_images(dataset.train(), dataset, len(dataset.train()), row.seed)
-    result = quantize(network, QuantConfig(row.bits, row.bits, convention=row.convention), row.recipe, seed=row.seed,
-                      image_shape=dataset.image_shape, budget=row.budget, images=images)
-    measured = accuracy(result.model, dataset.test(), dataset, limit=limit)
-    report = result.report
-    values = (*row.key(), f"{fp_accuracy:.2f}", f"{measured:.2f}", f"{fp_accuracy - measured:.2f}",
-              f"{report['seconds']:.1f}", len(dataset.test().labels[:limit]), report["threads"], report["versions"]["torch"],
-              f"{platform.machine()} {report['device']}")
-    return dict(zip(COLUMNS, values, strict=True))
+@cache
+def _syntax(source: str, homes: frozenset[str]) -> tuple[set[str], str]:
+    """The module's own files that a source imports, and its syntax; where the table of recipes is, less the table and the
+    imports of their `homes`, or every new recipe would change all others."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body
+                 if not homes or not _imported(node) & homes and not ast.unparse(node).startswith("RECIPES")]
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0].value.value = ""  # a docstring decides no number
+    return set().union(*map(_imported, tree.body)), ast.dump(tree)
 
 
-def _read(file: Path) -> pd.DataFrame:
-    table = pd.read_csv(file, dtype={"edge_bits": str}, keep_default_na=False)
+def _imported(node: ast.stmt) -> set[str]:
+    own = isinstance(node, ast.ImportFrom) and node.level == 1
+    return ({node.module} if node.module else {alias.name for alias in node.names}) if own else set()
+
+
+@cache
+def weights_version(model: str) -> str:
+    """Digest of a shipped network's file."""
+    return hashlib.sha256(checkpoint_path(model).read_bytes()).hexdigest()[:16]
+
+
+def write(folder: Path, item: Item, measured: dict) -> Path:
+    """Write a result's file. Raises DiskError, which names it, where that cannot be done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{item.digest()}.json"
+    write_text(file, json.dumps({"item": vars(item), "measured": measured}, indent=1))
+    return file
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file atomically: a reader sees all of it or nothing. Raises DiskError, which names it."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        with disk_errors(file):
+            partial.write_text(text, encoding="utf-8", newline="\n")
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(file: Path) -> tuple[Item, dict] | None:
+    """The item in a result's file and its row (all of COLUMNS); None, with a warning that names the file, if damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        item = Item(**content["item"])
+        row = vars(item) | content["measured"]
+        return item, {column: row[column] for column in COLUMNS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _skip(file, f"it is no result of this lab ({type(error).__name__}: {error})")
+        return None
+
+
+def done(folder: Path, item: Item) -> bool:
+    """Whether the item has a sound result in the folder."""
+    file = folder / f"{item.digest()}.json"
+    found = read(file) if file.exists() else None
+    if found and found[0] != item:
+        _skip(file, f"it holds another item ({found[0]})")
+    return found is not None and found[0] == item
+
+
+def load(path: Path = FOLDER) -> pd.DataFrame:
+    """The results of a folder (its JSON files and CSV tables) or of one CSV file, as one table with COLUMNS.
+
+    Of the JSON files those count that hold for the present code and weights; what does not is said in a warning.
+    Raises ValueError for a CSV file with other columns; in a folder it is named and skipped.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_csv(path)
+    found = {file: content for file in sorted(path.glob("*.json")) if (content := read(file))}
+    rows = [row for file, (item, row) in found.items() if _holds(file, item)]
+    if len(rows) < len(found):
+        warnings.warn(f"{path}: {len(found) - len(rows)} results of other code or weights are left out", stacklevel=2)
+    tables = [_table(rows)]
+    for file in sorted(path.glob("*.csv")):
+        try:
+            tables.append(_read_csv(file))
+        except ValueError as error:
+            _skip(file, str(error))
+    tables = [table for table in tables if len(table)] or tables[:1]
+    return pd.concat(tables).drop_duplicates(ignore_index=True)  # a table written into the folder repeats its results
+
+
+def _holds(file: Path, item: Item) -> bool:
+    try:
+        return file.stem == item.digest()
+    except (OSError, ValueError):  # a recipe or a network that this lab does not have
+        return False
+
+
+def _skip(file: Path, reason: str) -> None:
+    warnings.warn(f"{file} is skipped, {reason}: delete it or move it away, and measure anew", stacklevel=3)
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    table = pd.read_csv(file, dtype={"torch": str})  # a version is no number
     if list(table.columns) != list(COLUMNS):
         raise ValueError(f"{file} has columns {list(table.columns)}, expected {list(COLUMNS)}: move it away and measure anew")
-    return table
+    return _table(table)
+
+
+def _table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"edge_bits": float})  # NaN where they are as the others
+
+
+def save_csv(table: pd.DataFrame, file: Path) -> None:
+    """Write a table with COLUMNS in a fixed order of rows, atomically."""
+    table = table.sort_values([*SETTING, "seed"], kind="stable")[list(COLUMNS)].astype({"edge_bits": "Int64"})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, table.to_csv(index=False, lineterminator="\n"))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and spread (largest minus smallest) of the drop over the seeds, and the mean time, one line a setting."""
-    groups = table.groupby([c for c in KEY if c != "seed"], sort=False)
+    groups = table.groupby(list(SETTING), sort=False, dropna=False)
     return groups.agg(fp=("fp_accuracy", "first"), accuracy=("accuracy", "mean"), drop=("drop", "mean"),
                       spread=("drop", lambda d: d.max() - d.min()), seconds=("seconds", "mean"),
                       seeds=("seed", "count")).round(2).reset_index()

@@ -1,8 +1,9 @@
 """Rounding in closed form (SQuant, Guo et al. 2022): a few weights are rounded the other way so that errors cancel.
 
 Rounding each weight to its nearest grid point is best for the weight and not for the layer: a layer sums over its
-kernel, and neighbouring inputs are alike. SQuant flips just enough roundings that the errors of every kernel, then of
-every output channel, sum to at most half a step. No data, no gradient, milliseconds. Notebook 02 works a kernel by hand.
+kernel, and neighbouring inputs are alike. SQuant flips just enough roundings that the errors of every kernel sum to at
+most half a step; then one more in a few kernels, so that those of every output channel do too: the errors of such a
+kernel sum to between half a step and one. No data, no gradient, milliseconds. Notebook 02 works a kernel by hand.
 """
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ def squant_integers(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_min
     """Integers [O, I, K] for a weight [O, I, K] (output channel, input channel, kernel position), SQuant-E, -K and -C.
 
     scale, zero_point: broadcastable to weight. Every integer is one of the two next to the exact value, or clipped.
+    Where no weight lies at an end of the range, the errors of a channel sum to at most half a step, of a kernel to one.
     """
     exact = weight / scale + zero_point
     nearest = exact.round().clamp(quant_min, quant_max)

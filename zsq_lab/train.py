@@ -2,10 +2,13 @@
 
 One-cycle SGD (Smith & Topin 2018) with Nesterov momentum, random crops and flips. Early epochs run on images scaled
 down (progressive resizing): a convolution's cost falls with the square of the side, so that 32x32 is paid for only once
-the weights are worth it. State is saved after each epoch; the same command resumes and repeats the uninterrupted run.
+the weights are worth it. A second cycle may start from a finished network (warm restart, Loshchilov & Hutter 2017), at
+full size throughout. State is saved after each epoch; the same command resumes and repeats the uninterrupted run.
 """
 import platform
+import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import save_model, write_card
+from .checkpoints import load_model, save_model, write_card
 from .data import Dataset, cache_folder
 from .evaluate import accuracy
 from .models import build
@@ -50,11 +53,12 @@ def learning_rate(step: float, steps: int, peak: float) -> float:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs: int, seed: int = 0,
-          peak: float = 0.2, batch_size: int = 128, weight_decay: float = 5e-4, state_file: Path | None = None,
-          progress: bool = True) -> dict:
+          peak: float = 0.2, batch_size: int = 128, weight_decay: float = 5e-4, small_first: bool = True,
+          state_file: Path | None = None, progress: bool = True) -> dict:
     """Train `model` in place on uint8 `images` [N, C, H, W] and int64 `labels` [N]; returns {loss, seconds, epochs}.
 
     normalise: function from uint8 images to the floats that the network takes.
+    small_first: progressive resizing, see `image_side`; else all epochs see the images in full.
     state_file: where the state is kept after each epoch; when it exists the run goes on from there.
     """
     model.train().to(memory_format=torch.channels_last)
@@ -70,12 +74,13 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
         first, seconds, loss_mean = state["epoch"], state["seconds"], state["loss"]
     batches = len(images) // batch_size
     if batches == 0:
-        raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}: pass more, or a smaller batch_size")
+        raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}: pass more images, or a smaller "
+                         "batch_size")
     for epoch in range(first, epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # an epoch is the same after a resume
         order = torch.randperm(len(images), generator=generator)
-        side, total = image_side(epoch, epochs, images.shape[-1]), 0.0
+        side, total = image_side(epoch, epochs, images.shape[-1]) if small_first else images.shape[-1], 0.0
         bar = tqdm(range(batches), f"epoch {epoch + 1}/{epochs} at {side}px", disable=not progress, leave=False)
         for batch in bar:
             chosen = order[batch * batch_size:(batch + 1) * batch_size]
@@ -94,7 +99,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
         loss_mean = total / batches
         seconds += time.perf_counter() - started
         if progress:
-            tqdm.write(f"epoch {epoch + 1}/{epochs} at {side}px: loss {loss_mean:.3f}, {seconds:.0f} s so far")
+            tqdm.write(f"epoch {epoch + 1}/{epochs} at {side}px: loss {loss_mean:.3f}, {seconds:.0f} s so far",
+                       file=sys.stderr)  # standard output may be a JSON object
         if state_file:
             _save_state(state_file, model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch + 1,
                         seconds=seconds, loss=loss_mean)
@@ -102,23 +108,33 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
     return {"loss": loss_mean, "seconds": seconds, "epochs": epochs}
 
 
-def train_checkpoint(name: str, dataset: Dataset, out: Path, *, epochs: int, peak: float, seed: int) -> dict:
+def train_checkpoint(name: str, dataset: Dataset, out: Path, *, epochs: int, peak: float, seed: int,
+                     start: Path | None = None) -> dict:
     """Train the network of a full name, write checkpoint and card, return the facts that both state.
 
+    start: a checkpoint to go on from (a second cycle), else fresh weights.
     The state between epochs lies in `data/cache/`, one file for each setting, and goes away at the end.
+    Raises ValueError where `start` is missing or not a checkpoint of this architecture.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = build(name.split("/")[1], len(dataset.classes))
-    state_file = cache_folder() / f"train_{name.replace('/', '_')}_{epochs}_{peak}_{seed}.pt"
+    earlier, kind = {}, "train"
+    if start:
+        network, earlier = load_model(name, start)
+        kind = f"from_{sha256(start.read_bytes()).hexdigest()[:8]}"  # of this file, not of one that had its name
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = build(name.split("/")[1], len(dataset.classes))
+    state_file = cache_folder() / f"{kind}_{name.replace('/', '_')}_{epochs}_{peak}_{seed}.pt"
     split = dataset.train()
     outcome = train(network, split.images, split.labels, dataset.normalise, epochs=epochs, seed=seed, peak=peak,
-                    state_file=state_file)
+                    small_first=not start, state_file=state_file)
     test = dataset.test()
     facts = {"model": name, "accuracy": round(accuracy(network, test, dataset, progress=True), 2), "n_test": len(test),
              "classes": len(dataset.classes), "epochs": epochs, "seed": seed, "seconds": round(outcome["seconds"]),
-             "command": f"python -m zsq_lab train --model {name} --epochs {epochs} --lr {peak} --seed {seed}",
+             "command": f"python -m zsq_lab train --model {name} --epochs {epochs} --lr {peak} --seed {seed}"
+             + (f" --start {start.name}" if start else ""),
              "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
+    facts |= {f"start_{key}": earlier[key] for key in ("accuracy", "epochs", "seconds", "command") if key in earlier}
     save_model(network, out, facts)
     write_card(out, facts)
     state_file.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""What the commands share: numbers are checked as they are read, trouble is one line, answers are text or JSON."""
+import argparse
+import json
+
+import pytest
+
+from zsq_lab.arguments import Parser, answer, bit_width, positive
+
+
+@pytest.mark.parametrize("text, bits", [("2", 2), ("8", 8), ("16", 16)])
+def test_a_bit_width_is_a_whole_number_from_2_to_16(text, bits):
+    assert bit_width(text) == bits
+
+
+@pytest.mark.parametrize("text", ["1", "17", "0", "-4", "4.0", "four", "", " 4", "1e1"])
+def test_anything_else_is_named(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a bit width: expected .* 2 to 16"):
+        bit_width(text)
+
+
+def test_a_count_is_at_least_1():
+    assert (positive("1"), positive("10000")) == (1, 10000)
+    for text in ("0", "-1", "1.5", "many", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a whole number of at least 1"):
+            positive(text)
+
+
+@pytest.mark.parametrize("arguments, named", [([], "--bits"), (["--bits", "1"], "2 to 16"),
+                                              (["--bits", "4", "more"], "more")])
+def test_a_wrong_argument_is_one_line_and_status_2(capsys, arguments, named):
+    parser = Parser(prog="lab")
+    parser.add_argument("--bits", type=bit_width, required=True)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(arguments)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("zsq_lab: ") and named in err and "`lab --help`" in err
+
+
+def test_an_answer_is_text_or_one_json_object(capsys):
+    fields = {"accuracy": 91.5, "seconds_left": None}
+    answer(argparse.Namespace(json=False), fields, "91.5 %")
+    assert capsys.readouterr().out == "91.5 %\n"
+    answer(argparse.Namespace(json=True), fields, "91.5 %")
+    assert json.loads(capsys.readouterr().out) == fields

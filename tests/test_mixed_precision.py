@@ -1,0 +1,75 @@
+"""Mixed precision: the front against brute force, the sensitivity against quantizing one layer by hand, the size kept."""
+import itertools
+
+import pytest
+import torch
+from networks import IMAGE, Residual, awaken, images
+from torch.testing import assert_close
+
+from zsq_lab import QuantConfig, quantize
+from zsq_lab.distill import output_loss
+from zsq_lab.layers import convert, quant_layers
+from zsq_lab.mixed_precision import assign_bits, pareto_front, sensitivity
+from zsq_lab.quantizer import fake_quantize, integer_range, qparams_from_range
+from zsq_lab.ranges import search_ranges
+
+WIDTHS = (2, 4, 8)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_front_against_brute_force_on_eight_layers(seed):
+    generator = torch.Generator().manual_seed(seed)
+    errors = torch.rand(8, 3, generator=generator, dtype=torch.float64)  # not even sorted by width
+    counts = torch.randint(1, 40, (8,), generator=generator).tolist()
+    front = pareto_front(errors, counts, WIDTHS)
+    every = [(sum(c * WIDTHS[w] for c, w in zip(counts, choice, strict=True)),
+              sum(errors[layer, w].item() for layer, w in enumerate(choice)), choice)
+             for choice in itertools.product(range(3), repeat=8)]
+    for budget in (sum(counts) * bits for bits in (2.5, 3, 4, 5.5, 8)):
+        best = min(error for size, error, _ in every if size <= budget)
+        chosen = front.assignment(budget)
+        assert sum(c * b for c, b in zip(counts, chosen, strict=True)) <= budget
+        assert sum(errors[i, WIDTHS.index(b)].item() for i, b in enumerate(chosen)) == pytest.approx(best)
+    assert (front.sizes.diff() > 0).all() and (front.errors.diff() < 0).all()
+    with pytest.raises(ValueError, match="raise the size budget"):
+        front.assignment(sum(counts) * 1.9)
+
+
+def test_sensitivity_is_the_loss_with_one_layer_quantized():
+    teacher, student = convert(awaken(Residual()), QuantConfig(), IMAGE)
+    x, before = images(16), {name: value.clone() for name, value in student.state_dict().items()}
+    errors = sensitivity(teacher, student, x, WIDTHS)
+    assert errors.shape == (4, 3) and (errors[:, 0] > errors[:, 2]).all()
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    name, layer = list(quant_layers(student).items())[1]
+    by_hand, _ = convert(awaken(Residual()), QuantConfig(), IMAGE)
+    weight = by_hand.get_submodule(name).weight
+    scale, zero = (q.reshape(-1, 1, 1, 1) for q in
+                   qparams_from_range(*search_ranges(weight.flatten(1), 4, symmetric=True), 4, symmetric=True))
+    weight.data = fake_quantize(weight, scale, zero, *integer_range(4, symmetric=True))
+    with torch.no_grad():
+        assert_close(errors[1, 1], output_loss(by_hand(x), teacher(x)), rtol=1e-4, atol=1e-6)
+
+
+def test_the_budget_is_kept_and_the_same_images_serve_again(tmp_path):
+    model = awaken(Residual())
+    result = quantize(model, QuantConfig(8, 8), "squant", image_shape=IMAGE, size_budget=0.125, resume=tmp_path)
+    bits = {name: layer.weight_quantizer.bits for name, layer in quant_layers(result.model).items()}
+    assert bits == result.report["config"]["layer_bits"] and len(set(bits.values())) > 1
+    counts = {name: layer.layer.weight.numel() for name, layer in quant_layers(result.model).items()}
+    assert sum(counts[name] * bits[name] for name in bits) <= 0.125 * 32 * sum(counts.values())
+    assert result.report["size_budget"] == 0.125 and len(list(tmp_path.glob("sensitivity_*"))) == 1
+    assert assign_bits(model, QuantConfig(8, 8), IMAGE, 0.125, shared=tmp_path) == bits
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5])
+def test_a_budget_that_is_no_share(budget):
+    with pytest.raises(ValueError, match="share of the float size between 0 and 1"):
+        assign_bits(awaken(Residual()), QuantConfig(), IMAGE, budget)
+
+
+def test_layer_bits_are_checked():
+    with pytest.raises(ValueError, match="layer_bits of 'fc': bits must be"):
+        QuantConfig(layer_bits={"fc": 1})
+    with pytest.raises(ValueError, match="'nowhere', which is no layer"):
+        convert(awaken(Residual()), QuantConfig(layer_bits={"nowhere": 4}), IMAGE)

@@ -1,0 +1,124 @@
+"""The recipes that make their own images: which ingredient each of them uses, and what it may change in the student."""
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import IMAGE, TINY, Residual, awaken, images
+from torch import nn
+
+from zsq_lab import adversary, synthetic, zscgan
+from zsq_lab.generators import ConditionalBatchNorm, Generator
+from zsq_lab.health import Stopped
+from zsq_lab.job import Budget, Job
+from zsq_lab.layers import QuantConfig, convert, quant_layers
+
+CALIBRATION_ONLY = (synthetic.zeroq, synthetic.gznq)
+FINE_TUNED = (synthetic.distilled, synthetic.gznq_finetuned, synthetic.zs_cgan, synthetic.zs_cgan_paper, synthetic.zaq,
+              synthetic.zaq_paper, synthetic.real_finetune)
+
+
+def job(model: nn.Module | None = None, budget: Budget = TINY, seed: int = 0) -> Job:
+    config = QuantConfig(3, 3)
+    teacher, student = convert(model or awaken(Residual()), config, IMAGE)
+    return Job(teacher, student, config, IMAGE, budget, seed, images(8))
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """(what, generator, settings or rules) of each training and game, which still take place."""
+    seen, train, play = [], zscgan.train_generator, adversary.play
+
+    def see_training(generator, teacher, *, settings, **options):
+        seen.append(("train", generator, settings))
+        train(generator, teacher, settings=settings, **options)
+
+    def see_game(generator, *players, rules, **options):
+        seen.append(("play", generator, rules))
+        play(generator, *players, rules=rules, **options)
+
+    monkeypatch.setattr(zscgan, "train_generator", see_training)
+    monkeypatch.setattr(adversary, "play", see_game)
+    return seen
+
+
+def moved_weights(recipe) -> bool:
+    work = job()
+    before = {name: layer.layer.weight.clone() for name, layer in quant_layers(work.student).items()}
+    recipe(work)
+    scales = [layer.input_quantizer.scale for layer in quant_layers(work.student).values()]
+    assert all((scale != 1).all() for scale in scales), "ranges are set in any case"
+    return any(not torch.equal(before[name], layer.layer.weight) for name, layer in quant_layers(work.student).items())
+
+
+@pytest.mark.parametrize("recipe", CALIBRATION_ONLY, ids=lambda recipe: recipe.__name__)
+def test_a_calibration_set_sets_ranges_and_leaves_the_weights(recipe):
+    assert not moved_weights(recipe)
+
+
+@pytest.mark.parametrize("recipe", FINE_TUNED, ids=lambda recipe: recipe.__name__)
+def test_fine_tuning_moves_the_weights(recipe):
+    assert moved_weights(recipe)
+
+
+@pytest.mark.parametrize("recipe, expected", [
+    (synthetic.zs_cgan, [("train", 5, zscgan.LAB)]),
+    (synthetic.zs_cgan_paper, [("train", 5, zscgan.PAPER)]),
+    (synthetic.zaq, [("train", 5, zscgan.LAB), ("play", 5, adversary.LAB)]),
+    (synthetic.zaq_paper, [("play", None, adversary.PAPER)])], ids=lambda value: getattr(value, "__name__", ""))
+def test_which_generator_is_trained_and_played_with_by_which_rules(calls, recipe, expected):
+    recipe(job())
+    assert [(what, generator.classes, rules) for what, generator, rules in calls] == expected
+    assert len({id(generator) for _, generator, _ in calls}) == 1, "the game goes on with the trained generator"
+
+
+def test_the_papers_weights_are_the_papers():
+    assert (adversary.PAPER.feature_weight, adversary.PAPER.activation_weight) == (0.1, 0.05)
+    assert adversary.PAPER == adversary.Rules() and not adversary.PAPER.bounded and adversary.PAPER.paper_loss
+    assert adversary.PAPER.statistics_weight == adversary.PAPER.class_weight == 0
+    assert zscgan.PAPER.class_weight == 1 and zscgan.PAPER.variety_weight == 0 and not zscgan.PAPER.one_cycle
+
+
+@pytest.mark.parametrize("classes, by_label", [(99, False), (100, True)])
+def test_many_classes_condition_the_batchnorms(calls, classes, by_label):
+    model = awaken(Residual())
+    model.fc = awaken(nn.Linear(6, classes))
+    synthetic.zs_cgan(job(model))
+    (_, generator, _), = calls
+    assert generator.classes == classes
+    assert any(isinstance(m, ConditionalBatchNorm) for m in generator.modules()) == by_label
+
+
+def test_a_network_without_classes_gets_an_unconditional_generator(calls):
+    model = awaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    synthetic.zaq(job(model))
+    assert [generator.classes for _, generator, _ in calls] == [None, None]
+
+
+def test_the_student_never_sees_the_same_sample_twice(monkeypatch):
+    """Fine-tuning on a generator is on endless images: every batch is another one."""
+    seen, sample = [], Generator.sample
+
+    def see(self, n, random, labels=None):
+        made, labels = sample(self, n, random, labels)
+        if n == TINY.batch_size:
+            seen.append(made)
+        return made, labels
+
+    monkeypatch.setattr(Generator, "sample", see)
+    synthetic.zs_cgan(job(budget=replace(TINY, image_batch=9)))
+    assert len(seen) == TINY.finetune_iterations and not torch.equal(seen[0], seen[1])
+    assert not any(made.requires_grad for made in seen)
+
+
+def test_a_collapse_reaches_the_caller_of_the_recipe(monkeypatch):
+    forward = Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, noise, labels=None: forward(self, 0 * noise, labels))
+    with pytest.raises(Stopped, match="mode collapse"):
+        synthetic.zs_cgan(job(budget=Budget("long", 8, 1, 1, 100, 16, 4)))
+
+
+def test_what_is_not_an_image_is_told_which_recipe_to_take():
+    work = job()
+    work.image_shape = (6,)
+    with pytest.raises(ValueError, match=r"at least 4x4 pixels, got \(6,\): use recipe 'distilled'"):
+        synthetic.zaq_paper(work)

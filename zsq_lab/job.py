@@ -1,0 +1,111 @@
+"""What a recipe works with: its budget, the pair of networks, ranges from images, batches from a pool."""
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .distill import Sampler, stage_layers
+from .graph import Graph, trace
+from .layers import QuantConfig, quant_layers
+from .ranges import fit_input_ranges, fit_weight_ranges
+from .resume import RunState
+
+CALIBRATION_BATCH = 128
+RANGE_IMAGES = 512  # more change no range
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much work a recipe may do: images and the iterations on each batch of them, iterations of a generator,
+    iterations of fine-tuning; and the sizes of their batches."""
+
+    name: str
+    images: int
+    image_iterations: int
+    finetune_iterations: int
+    generator_iterations: int = 300
+    image_batch: int = 128
+    batch_size: int = 64
+
+
+# 1, 6 and 60 minutes for ResNet-20 on two cores without AVX-512
+BUDGETS = {b.name: b for b in (Budget("quick", 128, 100, 150, 60), Budget("standard", 512, 160, 600, 300),
+                               Budget("long", 2560, 250, 7000, 3000))}
+
+
+@dataclass
+class Job:
+    """What a recipe gets: the pair to work on and what it may use."""
+
+    teacher: nn.Module
+    student: nn.Module
+    config: QuantConfig
+    image_shape: tuple[int, ...]
+    budget: Budget
+    seed: int
+    images: Tensor | None = None  # real images, for the reference recipes only
+    progress: bool = False
+    run: RunState = field(default_factory=RunState)
+    stages: list[str] | None = None  # the layers whose inputs are compared; None: found in the model's structure
+    notes: dict = field(default_factory=dict)  # goes into the report
+    reused: list[RunState] = field(default_factory=list)
+
+    def shared(self, kind: str, *settings) -> RunState:
+        """State of a phase that does not depend on the bits: whoever runs it first leaves the result to all others."""
+        if self.run.folder is None:
+            return RunState()
+        digest = fingerprint(self.teacher, kind, list(self.image_shape), self.seed, *settings)
+        self.reused.append(RunState(self.run.folder.parent / f"{kind}_{digest}"))
+        return self.reused[-1]
+
+    def compared(self, find: Callable[[Graph], list[str]] = stage_layers) -> list[str]:
+        """The layers whose inputs are compared. Raises ValueError for names that the model does not have."""
+        found = find(trace(self.teacher, self.image_shape))
+        known = quant_layers(self.student)
+        unknown = [name for name in self.stages or () if name not in known]
+        if unknown or not (self.stages or found):
+            raise ValueError(f"no layer '{unknown[0] if unknown else ''}' to compare features at: name layers that the "
+                             f"forward pass reaches with stages=, among {', '.join(list(known)[:8])}, ...")
+        return list(self.stages or found)
+
+    @property
+    def search(self) -> bool:
+        return self.config.convention == "deployable"
+
+    def noise(self, n: int) -> Tensor:
+        """n images of standard normal noise, on the model's device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(n, *self.image_shape, generator=generator).to(next(self.teacher.parameters()).device)
+
+    def fit(self, images: Tensor) -> None:
+        """Set all ranges: the weights' from the weights, the inputs' from these images."""
+        fit_weight_ranges(self.student, search=self.search)
+        fit_input_ranges(self.student, images.split(CALIBRATION_BATCH), search=self.search, seed=self.seed)
+
+
+def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> str:
+    """16 hex digits of what decides a result: the lab's version, the network and its numbers, JSON-able settings, images."""
+    digest = hashlib.sha256(json.dumps([__version__, str(teacher), *decides]).encode())
+    for tensor in (*teacher.state_dict().values(), *([images] if images is not None else [])):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def learning_rate(config: QuantConfig) -> float:
+    """Adam's rate by the narrowest width: few levels need long steps, many are spoilt by them."""
+    return {2: 1e-3, 3: 5e-4, 4: 2e-4}.get(min(config.weight_bits, config.activation_bits), 5e-5)
+
+
+def pool_sampler(images: Tensor, batch_size: int) -> Sampler:
+    """Draws batches from a pool [N, ...], half of the images mirrored."""
+    def draw(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        flip = torch.rand(batch_size, generator=generator) < 0.5
+        batch = images[chosen.to(images.device)]
+        batch = torch.where(flip.to(batch.device)[:, None, None, None], batch.flip(-1), batch) if batch.ndim == 4 else batch
+        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+    return draw

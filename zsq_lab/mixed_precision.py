@@ -1,0 +1,111 @@
+"""Which layer gets how many bits: the best split of a size budget, without data (the idea of ZeroQ, Cai et al. 2020).
+
+How much a layer suffers at a width is measured on synthetic images, one layer at a time. If those errors add up, the best
+assignment of widths is a knapsack, solved here exactly: states that are larger and worse than another are dropped, and
+what remains is the whole Pareto front of size against expected error. Notebook 06 draws it.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .distill import output_loss
+from .images import optimise_images
+from .job import fingerprint
+from .layers import QuantConfig, convert, quant_layers, quantization_off
+from .quantizer import dequantize, integer_range, qparams_from_range, quantize
+from .ranges import search_ranges
+from .resume import RunState
+
+WIDTHS = (2, 3, 4, 5, 6, 8)
+IMAGES, ITERATIONS = 128, 100  # that the sensitivity is measured on
+
+
+def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...], size_budget: float, seed: int = 0,
+                shared: Path | None = None) -> dict[str, int]:
+    """Weight bits by layer name for a budget, a share of the weights' size in 32-bit floats; from the model alone.
+
+    shared: a folder for the images that the sensitivity is measured on. Raises ValueError for a budget that is not in
+    0..1 or too small for two bits a weight.
+    """
+    if not 0 < size_budget <= 1:
+        raise ValueError(f"size_budget must be a share of the float size between 0 and 1, got {size_budget}")
+    teacher, student = convert(model, config, image_shape)
+    run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed)}" if shared else None)
+    images, _ = optimise_images(teacher, IMAGES, image_shape, iterations=ITERATIONS, batch_size=IMAGES, seed=seed, run=run)
+    counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
+    front = pareto_front(sensitivity(teacher, student, images), counts)
+    return dict(zip(quant_layers(student), front.assignment(size_budget * 32 * sum(counts)), strict=True))
+
+
+@torch.no_grad()
+def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: tuple[int, ...] = WIDTHS) -> Tensor:
+    """Error of the outputs [L, W] when one layer's weights alone have a width, for each layer of `student` and width.
+
+    images: synthetic, [N, ...]; activations stay in floats. The error is `distill.output_loss`, KL for a classifier.
+    """
+    layers = quant_layers(student)
+    wanted = teacher(images)
+    errors = torch.zeros(len(layers), len(widths))
+    with quantization_off(student):
+        for row, layer in enumerate(layers.values()):
+            weight, quantizer = layer.layer.weight, layer.weight_quantizer
+            exact = weight.clone()
+            for column, bits in enumerate(widths):
+                weight.copy_(_rounded(exact, quantizer.axis, bits, quantizer.symmetric))
+                errors[row, column] = output_loss(student(images), wanted)
+            weight.copy_(exact)
+    return errors
+
+
+def _rounded(weight: Tensor, axis: int, bits: int, symmetric: bool) -> Tensor:
+    """The weight as it would be stored at `bits` with its own best ranges."""
+    rows = weight.transpose(0, axis).reshape(weight.shape[axis], -1)
+    scale, zero_point = (q.unsqueeze(1) for q in qparams_from_range(*search_ranges(rows, bits, symmetric=symmetric), bits,
+                                                                   symmetric=symmetric))
+    stored = dequantize(quantize(rows, scale, zero_point, *integer_range(bits, symmetric=symmetric)), scale, zero_point)
+    return stored.reshape(weight.transpose(0, axis).shape).transpose(0, axis)
+
+
+@dataclass
+class Front:
+    """The Pareto front: sizes [S] in bits, rising, expected errors [S], falling, and how each point is reached."""
+
+    sizes: Tensor
+    errors: Tensor
+    _steps: list[tuple[Tensor, Tensor]]  # of each layer: the point before, and the width chosen
+    widths: tuple[int, ...]
+
+    def assignment(self, budget_bits: float) -> list[int]:
+        """Bits of each layer at the best point within the budget. Raises ValueError when even the smallest is larger."""
+        fits = int((self.sizes <= budget_bits).sum())
+        if fits == 0:
+            raise ValueError(f"the smallest assignment needs {int(self.sizes[0]) / 8000:.1f} kB of weights, the budget allows "
+                             f"{budget_bits / 8000:.1f} kB: raise the size budget")
+        point, bits = fits - 1, []
+        for before, width in reversed(self._steps):
+            bits.append(self.widths[int(width[point])])
+            point = int(before[point])
+        return bits[::-1]
+
+
+def pareto_front(errors: Tensor, counts: list[int], widths: tuple[int, ...] = WIDTHS) -> Front:
+    """All assignments that no other beats in both size and summed error; exact.
+
+    errors: [L, W]. counts: number of weights of each layer. A point of the front of the first l layers can only come from
+    a point of the front of the first l - 1: a worse beginning cannot lead to a better end, because both sums only add.
+    """
+    sizes, totals = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
+    steps = []
+    bits = torch.tensor(widths)
+    for row, count in zip(errors.double(), counts, strict=True):
+        grown = (sizes[:, None] + count * bits).flatten()
+        summed = (totals[:, None] + row).flatten()
+        order = torch.argsort(summed, stable=True)
+        order = order[torch.argsort(grown[order], stable=True)]  # by size, the better first among equals
+        best = summed[order].cummin(0).values
+        keep = order[torch.cat([torch.ones(1, dtype=torch.bool), best[1:] < best[:-1]])]
+        sizes, totals = grown[keep], summed[keep]
+        steps.append((keep // len(widths), keep % len(widths)))
+    return Front(sizes, totals, steps, tuple(widths))

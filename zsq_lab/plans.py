@@ -1,0 +1,42 @@
+"""The measurements behind the recorded tables: `python -m zsq_lab sweep --plan NAME` repeats them.
+
+Seed by seed and the most wanted first, so that an interrupted sweep leaves a table that can be read.
+"""
+from collections.abc import Iterator
+
+from .results import Item
+
+SEEDS = (0, 1, 2)
+RESNET, MOBILENET = "cifar10/resnet20", "cifar10/mobilenetv2"
+EDGES = 8  # bits of the first and last layer where the others have two
+
+
+def foundation() -> Iterator[Item]:
+    """Recipes without images at four widths, and what optimised images add, on both networks."""
+    for seed in SEEDS:
+        for model in (RESNET, MOBILENET):
+            for recipe in ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges"):
+                yield from (Item(model, recipe, bits, bits, seed=seed) for bits in (8, 6, 4, 3))
+        yield Item(RESNET, "distilled", 4, 4, budget="quick", seed=seed)
+        yield from (Item(RESNET, recipe, bits, bits, seed=seed)
+                    for recipe in ("distilled", "zeroq", "real-finetune") for bits in (4, 3))
+        yield from (Item(MOBILENET, "distilled", bits, bits, seed=seed) for bits in (4, 8))
+
+
+def cifar10() -> Iterator[Item]:
+    """The recipes that make images and the references, side by side under one protocol; the lab's best also longer."""
+    recipes = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "zs-cgan-paper", "zaq-paper", "gznq-finetuned", "gznq")
+    for seed in SEEDS:
+        for recipe in recipes:
+            yield from (Item(RESNET, recipe, bits, bits, seed=seed) for bits in (4, 3, 5))
+            yield Item(RESNET, recipe, 2, 2, EDGES, seed=seed)
+        yield from (Item(RESNET, "best", bits, bits, budget="quick", seed=seed) for bits in (4, 3, 5))
+        yield Item(MOBILENET, "best", 4, 4, seed=seed)
+        yield from (Item(RESNET, recipe, bits, bits, convention="literature", seed=seed)
+                    for recipe in recipes[:4] for bits in (5, 4, 3))
+    for seed in SEEDS:
+        yield from (Item(RESNET, "best", bits, bits, budget="long", seed=seed) for bits in (4, 3, 5))
+        yield Item(RESNET, "best", 2, 2, EDGES, budget="long", seed=seed)
+
+
+PLANS = {"foundation": foundation, "cifar10": cifar10}

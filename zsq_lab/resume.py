@@ -1,0 +1,64 @@
+"""State of a long run on disk: what was interrupted, by whatever means, goes on from at most `every` seconds before.
+
+A run has named phases (images, generator, game, fine-tuning). Each keeps one file, replaced atomically, that holds all
+that decides the rest of the phase, the random generators included: a resumed run ends with the very same numbers.
+"""
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+class RunState:
+    """The states of one run's phases, under `folder`; None keeps nothing, so that callers need not ask.
+
+    every: seconds between two writings of a phase.
+    """
+
+    def __init__(self, folder: Path | None = None, every: float = 30.0):
+        self.folder, self.every = Path(folder) if folder else None, every
+        self.reused_seconds = 0.0  # spent on what was loaded, by whoever made it: a report's time includes it
+        self._written = time.monotonic()
+        self._started: dict[str, float] = {}  # when each phase would have begun, had it run in one piece
+
+    def load(self, phase: str) -> dict | None:
+        """What `save` wrote last for this phase, or None. Raises ValueError for a damaged file, naming it."""
+        self._started[phase] = time.monotonic()
+        if self.folder is None or not (file := self._file(phase)).exists():
+            return None
+        try:
+            state = torch.load(file, weights_only=True)
+            seconds = state.pop("seconds")
+        except Exception as error:  # whatever a damaged file makes the reader stumble over
+            raise ValueError(f"{file} is damaged ({type(error).__name__}): delete it to start this phase anew") from error
+        self.reused_seconds += seconds
+        self._started[phase] -= seconds
+        return state
+
+    def save(self, phase: str, state: Callable[[], dict], *, now: bool = False) -> None:
+        """Write `state()`, when `every` seconds have passed since the last writing or at once with `now`."""
+        if self.folder is None or not now and time.monotonic() - self._written < self.every:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self._file(phase).with_suffix(f".{os.getpid()}.partial")  # two processes may share a phase
+        seconds = time.monotonic() - self._started.get(phase, time.monotonic())
+        torch.save(state() | {"seconds": seconds}, partial)
+        partial.replace(self._file(phase))
+        self._written = time.monotonic()
+
+    def where(self) -> str:
+        """Half a sentence for an error message: where the last sound state lies, if one was written."""
+        return f"; the last sound state is in {self.folder}" if self.folder and any(self.folder.glob("*.pt")) else ""
+
+    def clear(self) -> None:
+        """Remove the files: the run has ended well."""
+        if self.folder is not None and self.folder.is_dir():
+            for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.partial")):
+                file.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+    def _file(self, phase: str) -> Path:
+        return self.folder / f"{phase}.pt"

@@ -1,0 +1,99 @@
+"""The command `sweep`: its arguments, the items that they name, the engine that they choose."""
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from .arguments import Parser, WrongArgument, answer, bit_width, positive
+
+
+def add_arguments(sub: Parser) -> None:
+    sub.add_argument("--plan", help="a recorded table: foundation, cifar10; --recipes, --seeds and --n-test narrow it")
+    sub.add_argument("--models", nargs="+", default=["resnet20"])
+    sub.add_argument("--recipes", nargs="+", help="default with a plan: all of it")
+    sub.add_argument("--bits", nargs="+", type=bit_width, default=[2, 3, 4, 5, 6, 8], help="of the weights")
+    sub.add_argument("--acts", nargs="+", type=bit_width, help="of the activations; default: as the weights")
+    sub.add_argument("--edge-bits", type=bit_width)
+    sub.add_argument("--convention", default="deployable")
+    sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    sub.add_argument("--budget", default="standard")
+    sub.add_argument("--n-test", type=positive, help="measure on the first N test images; default all")
+    sub.add_argument("--out", type=Path, help="folder of the results; default data/cache/results")
+    sub.add_argument("--csv", type=Path, help="write all results of the folder to this table as well")
+    sub.add_argument("--workers", type=positive, help="processes on this machine; default: this process")
+    sub.add_argument("--threads", type=positive, help="threads of each item; default: cores / workers")
+    sub.add_argument("--cluster", help="a Dask scheduler, tcp://host:8786")
+    sub.add_argument("--slurm", action="store_true", help="one SLURM job for each item, through submitit")
+    sub.add_argument("--status", action="store_true", help="only say how far the sweep in --out is")
+    sub.add_argument("--profile", help="cifar10 or embedded, for bare model names; default: the first that is there")
+
+
+def run(args) -> int:
+    """Sweep, or say how far a sweep is; exit status 1 when an item failed."""
+    from .data import cache_folder
+    from .results import save_csv, summary
+    from .sweeps import status, sweep
+    out = args.out or cache_folder() / "results"
+    if args.status:
+        now = status(out)
+        hours = "unknown" if now["seconds_left"] is None else f"{now['seconds_left'] / 3600:.1f} hours"
+        answer(args, now, f"{now['done']} done, {now['running']} running, {now['failed']} failed, {now['left']} left; "
+                f"estimated time left: {hours}")
+        return 0
+    outcome = sweep(_items(args), out, engine=_engine(args, out), threads=_threads(args))
+    if args.csv:
+        save_csv(outcome.table, args.csv)
+    counts = {"present": outcome.present, "measured": outcome.measured, "elsewhere": outcome.elsewhere,
+              "failed": outcome.failed, "out": str(out)}
+    lines = [summary(outcome.table).to_string(index=False)] if len(outcome.table) else []
+    lines += [f"{outcome.measured} measured, {outcome.present} were there, {outcome.elsewhere} run elsewhere, "
+              f"{len(outcome.failed)} failed; results in {out}", *(f"failed: {i}: {e}" for i, e in outcome.failed.items())]
+    answer(args, counts, "\n".join(lines))
+    return 1 if outcome.failed else 0
+
+
+def _items(args) -> list:
+    """The items that the arguments of `sweep` name; unknown names are wrong arguments."""
+    from .checkpoints import full_name
+    from .data import DataError, find_dataset
+    from .job import BUDGETS
+    from .layers import QuantConfig
+    from .plans import PLANS
+    from .recipes import RECIPES
+    from .results import Item
+    for value, known, kind in ((args.budget, BUDGETS, "budget"), *((r, RECIPES, "recipe") for r in args.recipes or ())):
+        if value not in known:
+            raise WrongArgument(f"unknown {kind} '{value}': expected one of {', '.join(known)}")
+    if args.plan:
+        if args.plan not in PLANS:
+            raise WrongArgument(f"unknown plan '{args.plan}': expected one of {', '.join(PLANS)}")
+        return [replace(item, n_test=args.n_test) for item in PLANS[args.plan]()
+                if item.seed in args.seeds and item.recipe in (args.recipes or [item.recipe])]
+    try:
+        models = [full_name(name, name.split("/")[0] if "/" in name else find_dataset(args.profile).name)
+                  for name in args.models]
+        widths = [(w, a) for w in args.bits for a in (args.acts or [w])]
+        for w, a in widths:
+            QuantConfig(w, a, args.edge_bits, args.convention)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise WrongArgument(error) from None
+    return [Item(model, recipe, w, a, args.edge_bits, args.convention, args.budget, seed, args.n_test)
+            for seed in args.seeds for model in models for recipe in args.recipes or ["rtn-bn", "dfq", "squant", "zeroq"]
+            for w, a in widths]
+
+
+def _engine(args, out: Path):
+    from .engines import DaskExecutor, InProcess, SlurmExecutor, processes
+    chosen = [bool(args.workers), bool(args.cluster), args.slurm]
+    if sum(chosen) > 1:
+        raise WrongArgument("--workers, --cluster and --slurm exclude each other: choose one engine")
+    if args.cluster:
+        return lambda: DaskExecutor(args.cluster)
+    if args.slurm:
+        return lambda: SlurmExecutor(out / "slurm")
+    return processes(args.workers) if args.workers else InProcess
+
+
+def _threads(args) -> int | None:
+    return args.threads or (max(1, (os.cpu_count() or 1) // args.workers) if args.workers else None)

@@ -1,0 +1,138 @@
+"""Recipes that make images, or a generator of images, and learn from them; each is a few calls of the files that do it.
+
+The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
+measured in notebooks 04 and 05.
+"""
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from . import adversary, zscgan
+from .distill import Sampler, dense_layers, finetune, stage_layers
+from .generators import Generator
+from .gznq import prior_images
+from .images import count_classes, optimise_images
+from .job import RANGE_IMAGES, Job, learning_rate, pool_sampler
+
+MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
+
+
+def zeroq(job: Job) -> None:
+    """Ranges from optimised images (Cai et al. 2020)."""
+    job.fit(_optimised(job))
+
+
+def distilled(job: Job) -> None:
+    """Optimised images, then fine-tuning against the teacher."""
+    _finetune_on(job, _optimised(job))
+
+
+def best(job: Job) -> None:
+    """Optimised images, then fine-tuning that compares student and teacher at every layer."""
+    _finetune_on(job, _optimised(job), dense_layers)
+
+
+def real_finetune(job: Job) -> None:
+    """Reference: the same fine-tuning on real images."""
+    _finetune_on(job, job.images)
+
+
+def gznq(job: Job) -> None:
+    """Ranges from images per category under a network's prior (He et al. 2021): a calibration set, as in the paper."""
+    job.fit(_prior(job))
+
+
+def gznq_finetuned(job: Job) -> None:
+    """The same images, then fine-tuning."""
+    _finetune_on(job, _prior(job))
+
+
+def zs_cgan(job: Job) -> None:
+    """A conditional generator trained the lab's way, then fine-tuning on its endless samples."""
+    _finetune_from(job, _trained_generator(job, zscgan.LAB))
+
+
+def zs_cgan_paper(job: Job) -> None:
+    """The same with the paper's two loss terms, plain Adam (Choi et al. 2022)."""
+    _finetune_from(job, _trained_generator(job, zscgan.PAPER))
+
+
+def zaq(job: Job) -> None:
+    """The adversarial game the lab's way: a warm conditional generator, bounded gains, statistics kept."""
+    _play(job, _trained_generator(job, zscgan.LAB), adversary.LAB)
+
+
+def zaq_paper(job: Job) -> None:
+    """The game of the paper (Liu et al. 2021): a cold unconditional generator, the two discrepancies, the activation term."""
+    _play(job, _fresh_generator(job, conditional=False), adversary.PAPER)
+
+
+def _optimised(job: Job) -> Tensor:
+    run = job.shared("images", job.budget.images, job.budget.image_iterations, job.budget.image_batch)
+    images, _ = optimise_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
+                                iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run)
+    job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
+    return images
+
+
+def _prior(job: Job) -> Tensor:
+    run = job.shared("prior", job.budget.images, job.budget.image_iterations, job.budget.image_batch)
+    images, _ = prior_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
+                             iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run)
+    job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
+    return images
+
+
+def _fresh_generator(job: Job, *, conditional: bool) -> Generator:
+    classes = count_classes(job.teacher, job.image_shape) if conditional else None
+    with torch.random.fork_rng():
+        torch.manual_seed(job.seed)
+        generator = Generator(job.image_shape, classes,
+                              condition="batchnorm" if (classes or 0) >= MANY_CLASSES else "embedding")
+    return generator.to(next(job.teacher.parameters()).device)
+
+
+def _trained_generator(job: Job, settings: zscgan.Settings) -> Generator:
+    generator = _fresh_generator(job, conditional=True)
+    mode = asdict(settings) | {"distance": settings.distance.__name__}
+    run = job.shared("generator", mode, job.budget.generator_iterations, job.budget.image_batch)
+    zscgan.train_generator(generator, job.teacher, iterations=job.budget.generator_iterations, settings=settings,
+                           batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run)
+    job.notes["generator_iterations"] = job.budget.generator_iterations
+    return generator
+
+
+@torch.no_grad()
+def _samples(generator: Generator, n: int, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.cat([generator.sample(min(128, n - start), random)[0] for start in range(0, n, 128)])
+
+
+def _finetune_on(job: Job, images: Tensor, find=stage_layers) -> None:
+    job.fit(images[:RANGE_IMAGES])
+    _finetune(job, pool_sampler(images, job.budget.batch_size), find)
+
+
+def _finetune_from(job: Job, generator: Generator) -> None:
+    job.fit(_samples(generator, RANGE_IMAGES, job.seed))
+
+    @torch.no_grad()
+    def fresh(random: torch.Generator) -> Tensor:
+        return generator.sample(job.budget.batch_size, random)[0]
+    _finetune(job, fresh)
+
+
+def _finetune(job: Job, sampler: Sampler, find=stage_layers) -> None:
+    finetune(job.student, job.teacher, sampler, job.compared(find), seed=job.seed,
+             iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config), progress=job.progress,
+             run=job.run)
+    job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
+
+
+def _play(job: Job, generator: Generator, rules: adversary.Rules) -> None:
+    job.fit(_samples(generator, RANGE_IMAGES, job.seed))
+    adversary.play(generator, job.student, job.teacher, job.compared(), rules=rules,
+                   iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config),
+                   batch_size=job.budget.batch_size, seed=job.seed, progress=job.progress, run=job.run)
+    job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
