@@ -251,7 +251,7 @@ def test_recipes_and_models_list_what_there_is(capsys):
     _, out, _ = run(capsys, "recipes", "--json")
     names = [row["recipe"] for row in json.loads(out)["recipes"]]
     assert {"rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled", "gznq", "gznq-finetuned", "zs-cgan",
-            "zs-cgan-paper", "zaq", "zaq-paper", "real-ranges", "real-finetune"} <= set(names)
+            "zs-cgan-paper", "zaq", "zaq-paper", "best", "real-ranges", "real-finetune"} <= set(names)
     _, out, _ = run(capsys, "models", "--json")
     assert {"cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20"} <= {
         row["model"] for row in json.loads(out)["models"]}

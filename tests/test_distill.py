@@ -5,7 +5,16 @@ import torch.nn.functional as F
 from networks import IMAGE, Mobile, Residual, SharedConv, awaken, images, same_state, snapshot
 from torch import nn
 
-from zsq_lab.distill import Features, FineTuning, finetune, knowledge_loss, output_loss, relative_error, stage_layers
+from zsq_lab.distill import (
+    Features,
+    FineTuning,
+    dense_layers,
+    finetune,
+    knowledge_loss,
+    output_loss,
+    relative_error,
+    stage_layers,
+)
 from zsq_lab.graph import trace
 from zsq_lab.health import Stopped
 from zsq_lab.layers import QuantConfig, convert, quant_layers
@@ -62,6 +71,13 @@ def test_knowledge_loss_worked_by_hand():
 def test_stages_end_where_the_resolution_changes():
     assert stage_layers(trace(ResNet20(), (3, 32, 32))) == ["layer2.0.conv1", "layer3.0.conv1", "fc"]
     assert stage_layers(trace(nn.Conv2d(3, 4, 3), IMAGE)) == [""]
+
+
+def test_dense_layers_are_all_but_those_that_read_the_image():
+    """In the order of the data flow; a layer that is called twice is named once; a lone layer is compared itself."""
+    assert dense_layers(trace(Residual(), IMAGE)) == ["conv_a", "conv_b", "fc"]
+    assert dense_layers(trace(SharedConv(), IMAGE)) == ["shared"]
+    assert dense_layers(trace(nn.Conv2d(3, 4, 3), IMAGE)) == [""]
 
 
 def test_features_are_the_inputs_of_the_named_layers():

@@ -324,7 +324,7 @@ def test_the_pool_gives_images_of_the_pool_mirrored_half_of_the_time():
     assert pool_sampler(images(5, (7,)), 4)(torch.Generator().manual_seed(0)).shape == (4, 7)
 
 
-@pytest.mark.parametrize("recipe", ["rtn-bn", "distilled", "gznq", "zs-cgan", "zaq", "zaq-paper", "real-finetune"])
+@pytest.mark.parametrize("recipe", ["rtn-bn", "distilled", "best", "gznq", "zs-cgan", "zaq", "zaq-paper", "real-finetune"])
 def test_a_folder_for_resuming_changes_no_bit_and_keeps_no_state_of_the_run(recipe, tmp_path):
     expected = run(awaken(Residual()), recipe)
     result = run(awaken(Residual()), recipe, resume=tmp_path)

@@ -205,7 +205,7 @@ def test_clear_leaves_the_files_of_others(tmp_path):
 
 # Whole runs of quantize
 
-RESUMABLE = ["zeroq", "distilled", "gznq-finetuned", "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper", "real-finetune"]
+RESUMABLE = ["zeroq", "distilled", "best", "gznq-finetuned", "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper", "real-finetune"]
 
 
 def quantized(recipe: str, folder: Path | None, bits: int = 3, budget: Budget = TINY, **options):

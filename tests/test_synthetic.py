@@ -14,7 +14,7 @@ from zsq_lab.layers import QuantConfig, convert, quant_layers
 
 CALIBRATION_ONLY = (synthetic.zeroq, synthetic.gznq)
 FINE_TUNED = (synthetic.distilled, synthetic.gznq_finetuned, synthetic.zs_cgan, synthetic.zs_cgan_paper, synthetic.zaq,
-              synthetic.zaq_paper, synthetic.real_finetune)
+              synthetic.zaq_paper, synthetic.best, synthetic.real_finetune)
 
 
 def job(model: nn.Module | None = None, budget: Budget = TINY, seed: int = 0) -> Job:

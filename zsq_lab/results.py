@@ -124,8 +124,7 @@ def read(file: Path) -> tuple[Item, dict] | None:
     """The item in a result's file and its row (all of COLUMNS); None, with a warning that names the file, if damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        item = Item(**content["item"])
-        row = vars(item) | content["measured"]
+        row = vars(item := Item(**content["item"])) | content["measured"]
         return item, {column: row[column] for column in COLUMNS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         _skip(file, f"it is no result of this lab ({type(error).__name__}: {error})")
