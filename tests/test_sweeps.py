@@ -145,7 +145,7 @@ def test_the_widths_of_a_group_wait_for_its_first_item(tmp_path):
             return future
 
     widths = [Item("embedded/resnet20", "rtn-bn", bits, bits, seed=seed) for bits in (8, 4, 2) for seed in (0, 1)]
-    sweeping = threading.Thread(target=sweep, args=(widths, tmp_path),
+    sweeping = threading.Thread(target=sweep, args=(widths, tmp_path), daemon=True,
                                 kwargs={"engine": Patient, "work": write, "progress": False})
     sweeping.start()
     wait_until(lambda: len(Patient.given) == 2)
