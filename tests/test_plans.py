@@ -1,4 +1,6 @@
 """The recorded tables' plans: every item once, every setting one that the lab knows, seed after seed."""
+from itertools import groupby
+
 import pytest
 
 from zsq_lab.checkpoints import MODELS
@@ -25,13 +27,13 @@ def test_a_plan_names_what_the_lab_has(name):
         QuantConfig(item.weight_bits, item.activation_bits, item.edge_bits, item.convention)  # raises where it cannot be
         assert item.model in MODELS and item.recipe in {*RECIPES, "best"} and item.budget in BUDGETS
         assert not (item.recipe == "dfq" and item.convention == "literature"), "dfq refuses it"
-        assert item.weight_bits > 2 or item.edge_bits == 8, "two bits at the edges break every recipe"
+        assert name == "widths" or item.weight_bits > 2 or item.edge_bits == 8, "two bits at the edges break every recipe"
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_that_is_interrupted_leaves_whole_seeds(name):
-    for budgets in ({"quick", "standard"}, {"long"}):  # the long runs come last
-        seeds = [item.seed for item in PLANS[name]() if item.budget in budgets]
-        assert seeds == sorted(seeds)
+    items = list(PLANS[name]())
+    rounds = [seed for seed, _ in groupby(item.seed for item in items)]
+    assert rounds == list(SEEDS) * (len(rounds) // len(SEEDS))
     is_long = [item.budget == "long" for item in PLANS[name]()]
     assert is_long == sorted(is_long)

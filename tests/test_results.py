@@ -47,11 +47,17 @@ def edit(tmp_path, monkeypatch, fresh):
 
 def test_every_field_of_an_item_is_in_its_digest():
     changed = {"model": "cifar10/resnet20", "recipe": "dfq", "weight_bits": 5, "activation_bits": 5, "edge_bits": 8,
-               "convention": "literature", "budget": "quick", "seed": 1, "n_test": None}
-    assert set(changed) >= set(ITEM.__dataclass_fields__) - {"size_budget"}
+               "convention": "literature", "budget": "quick", "seed": 1, "n_test": None, "size_budget": 0.125}
+    assert set(changed) == set(ITEM.__dataclass_fields__)
     digests = {replace(ITEM, **{name: value}).digest() for name, value in changed.items()}
     assert len(digests | {ITEM.digest()}) == len(changed) + 1
     assert replace(ITEM).digest() == ITEM.digest() and len(ITEM.digest()) == 16
+
+
+def test_an_item_of_mixed_precision_names_its_share():
+    item = Item.mixed("m", "dfq", 0.125, 8, seed=2)
+    assert (item.weight_bits, item.activation_bits, item.size_budget, item.seed) == (4, 8, 0.125, 2)
+    assert str(item) == "m dfq W4A8 mixed in 0.125 deployable standard seed 2"
 
 
 def test_the_networks_weights_are_in_the_digest(tmp_path, monkeypatch, fresh):
@@ -131,7 +137,8 @@ def test_a_result_is_written_and_read_back(tmp_path):
     item, row = read(file)
     assert item == ITEM and list(row) == list(COLUMNS)
     assert row == {"model": "embedded/resnet20", "recipe": "rtn-bn", "weight_bits": 4, "activation_bits": 4,
-                   "edge_bits": None, "convention": "deployable", "budget": "standard", "seed": 0, **NUMBERS}
+                   "edge_bits": None, "size_budget": None, "convention": "deployable", "budget": "standard",
+                       "seed": 0, **NUMBERS}
     assert done(file.parent, ITEM) and not done(file.parent, replace(ITEM, seed=1))
     assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing half-written beside it"
 
@@ -194,8 +201,8 @@ def test_a_table_survives_its_csv_file(tmp_path):
     again = load(file)
     pd.testing.assert_frame_equal(again, table.sort_values(["weight_bits", "seed"], ignore_index=True))
     assert file.read_text().splitlines()[1:3] == [
-        "embedded/resnet20,rtn-bn,2,4,8,deployable,standard,0,91.0,90.0,1.0,2.0,70000,50,1,2,none",
-        "embedded/resnet20,rtn-bn,4,4,,deployable,standard,0,91.0,90.0,1.0,2.0,70000,50,1,2,none"]
+        "embedded/resnet20,rtn-bn,2,4,8,,deployable,standard,0,91.0,90.0,1.0,2.0,70000,50,1,2,none",
+        "embedded/resnet20,rtn-bn,4,4,,,deployable,standard,0,91.0,90.0,1.0,2.0,70000,50,1,2,none"]
     before = file.read_bytes()
     save_csv(again.sample(frac=1, random_state=0), file)
     assert file.read_bytes() == before, "the order of rows is fixed"

@@ -46,7 +46,7 @@ def test_lengths_that_differ_are_named(arguments):
 
 
 def results(recipe: str, drops: dict[int, float]) -> pd.DataFrame:
-    return pd.DataFrame([{"model": "m", "recipe": recipe, "weight_bits": bits, "activation_bits": bits, "edge_bits": None,
+    return pd.DataFrame([{"model": "m", "recipe": recipe, "weight_bits": bits, "activation_bits": bits, "edge_bits": None, "size_budget": None,
                           "convention": "deployable", "budget": "quick", "seed": 0, "drop": drop, "accuracy": 90 - drop,
                           "seconds": 1.0, "bytes": 1000 * bits} for bits, drop in drops.items()])
 

@@ -137,6 +137,7 @@ def _quantize(args) -> None:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
                                                      "image_shape": list(dataset.image_shape)})
         fields["out"] = str(args.out)
+    config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {args.budget}\n"
             f"accuracy {after:.2f} %, full precision {before:.2f} %, drop {before - after:.2f} points "
             f"({fields['n_test']} test images)\n{report['bytes_before'] / 1000:.0f} kB to "

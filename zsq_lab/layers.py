@@ -58,7 +58,8 @@ class QuantConfig:
 
     def __str__(self) -> str:
         edges = f", first and last layer {self.edge_bits} bits" if self.edge_bits else ""
-        return f"W{self.weight_bits}A{self.activation_bits} {self.convention}{edges}"
+        weights = "mixed " if self.layer_bits else f"W{self.weight_bits}"
+        return f"{weights}A{self.activation_bits} {self.convention}{edges}"
 
 
 class QuantLayer(nn.Module):

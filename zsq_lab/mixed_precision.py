@@ -29,14 +29,19 @@ def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, .
     shared: a folder for the images that the sensitivity is measured on. Raises ValueError for a budget that is not in
     0..1 or too small for two bits a weight.
     """
-    if not 0 < size_budget <= 1:
-        raise ValueError(f"size_budget must be a share of the float size between 0 and 1, got {size_budget}")
+    check_size_budget(size_budget)
     teacher, student = convert(model, config, image_shape)
     run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed)}" if shared else None)
     images, _ = optimise_images(teacher, IMAGES, image_shape, iterations=ITERATIONS, batch_size=IMAGES, seed=seed, run=run)
     counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
     front = pareto_front(sensitivity(teacher, student, images), counts)
     return dict(zip(quant_layers(student), front.assignment(size_budget * 32 * sum(counts)), strict=True))
+
+
+def check_size_budget(share: float) -> None:
+    """Raises ValueError for what is no share of the float size."""
+    if not 0 < share <= 1:
+        raise ValueError(f"size_budget must be a share of the float size between 0 and 1, got {share}")
 
 
 @torch.no_grad()

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from .results import Item
 
 SEEDS = (0, 1, 2)
+WIDTHS = (8, 6, 5, 4, 3, 2)
+NO_IMAGES = ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges")
+WITH_IMAGES = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "gznq-finetuned", "zs-cgan-paper", "zaq-paper",
+               "zeroq", "gznq")
 RESNET, MOBILENET = "cifar10/resnet20", "cifar10/mobilenetv2"
 EDGES = 8  # bits of the first and last layer where the others have two
 
@@ -15,7 +19,7 @@ def foundation() -> Iterator[Item]:
     """Recipes without images at four widths, and what optimised images add, on both networks."""
     for seed in SEEDS:
         for model in (RESNET, MOBILENET):
-            for recipe in ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges"):
+            for recipe in NO_IMAGES:
                 yield from (Item(model, recipe, bits, bits, seed=seed) for bits in (8, 6, 4, 3))
         yield Item(RESNET, "distilled", 4, 4, budget="quick", seed=seed)
         yield from (Item(RESNET, recipe, bits, bits, seed=seed)
@@ -39,4 +43,27 @@ def cifar10() -> Iterator[Item]:
         yield Item(RESNET, "best", 2, 2, EDGES, budget="long", seed=seed)
 
 
-PLANS = {"foundation": foundation, "cifar10": cifar10}
+def widths() -> Iterator[Item]:
+    """Accuracy against bit width (notebook 06): without images and with the quick budget first, then the full sweep."""
+    for seed in SEEDS:
+        for model in (RESNET, MOBILENET):
+            yield from (Item(model, recipe, bits, bits, seed=seed) for recipe in NO_IMAGES for bits in WIDTHS)
+        for recipe in ("squant", "dfq", "rtn-bn"):
+            yield Item(MOBILENET, recipe, 4, 8, seed=seed)
+            yield Item.mixed(MOBILENET, recipe, 4 / 32, 8, seed=seed)
+        quick = {"budget": "quick", "seed": seed}
+        yield from (Item(RESNET, "zeroq", w, a, **quick) for w in WIDTHS for a in WIDTHS)
+        yield from (Item(RESNET, recipe, bits, bits, **quick)
+                    for recipe in ("best", "real-finetune", "zs-cgan", "zaq", "distilled") for bits in WIDTHS)
+        yield from (Item(RESNET, "best", bits, bits, EDGES, **quick) for bits in (4, 3, 2))
+        yield from (Item(RESNET, recipe, bits, bits, convention="literature", **quick)
+                    for recipe in ("zeroq", "best") for bits in (5, 4, 3))
+    for seed in SEEDS:
+        yield from (Item(model, recipe, bits, bits, seed=seed) for model in (RESNET, MOBILENET)
+                    for recipe in WITH_IMAGES for bits in WIDTHS)
+    for seed in SEEDS:
+        yield from (Item(model, recipe, bits, bits, budget="long", seed=seed) for model in (RESNET, MOBILENET)
+                    for recipe in ("best", "zs-cgan") for bits in WIDTHS)
+
+
+PLANS = {"foundation": foundation, "cifar10": cifar10, "widths": widths}

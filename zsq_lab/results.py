@@ -20,14 +20,18 @@ from .transfer import disk_errors
 
 PACKAGE = Path(__file__).resolve().parent
 FOLDER = PACKAGE.parent / "data" / "results"
-COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "convention", "budget", "seed", "fp_accuracy",
-           "accuracy", "drop", "seconds", "bytes", "n_test", "threads", "torch", "machine")
-SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "convention", "budget", "n_test")
+COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "seed",
+           "fp_accuracy", "accuracy", "drop", "seconds", "bytes", "n_test", "threads", "torch", "machine")
+SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "n_test")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One measurement: a network, a recipe and its settings; n_test: the first so many test images, None for all."""
+    """One measurement: a network, a recipe and its settings.
+
+    n_test: the first so many test images, None for all. size_budget: mixed precision, the weights' share of their size in
+    32-bit floats; weight_bits is then the average that it allows, rounded (`Item.mixed`).
+    """
 
     model: str
     recipe: str
@@ -38,6 +42,12 @@ class Item:
     budget: str = "standard"
     seed: int = 0
     n_test: int | None = None
+    size_budget: float | None = None
+
+    @classmethod
+    def mixed(cls, model: str, recipe: str, size_budget: float, activation_bits: int, **more) -> "Item":
+        """An item of mixed precision: each layer gets its own weight bits."""
+        return cls(model, recipe, min(16, max(2, round(32 * size_budget))), activation_bits, size_budget=size_budget, **more)
 
     def digest(self) -> str:
         """16 hex digits that name the result's file."""
@@ -50,6 +60,7 @@ class Item:
 
     def __str__(self) -> str:
         edges = f" edges {self.edge_bits}" if self.edge_bits else ""
+        edges += f" mixed in {self.size_budget}" if self.size_budget else ""
         return (f"{self.model} {self.recipe} W{self.weight_bits}A{self.activation_bits}{edges} {self.convention} "
                 f"{self.budget} seed {self.seed}")
 
@@ -182,7 +193,8 @@ def _read_csv(file: Path) -> pd.DataFrame:
 
 
 def _table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"edge_bits": float})  # NaN where they are as the others
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
+        {"edge_bits": float, "size_budget": float})  # NaN where all layers have the same bits
 
 
 def save_csv(table: pd.DataFrame, file: Path) -> None:

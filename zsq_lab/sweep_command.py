@@ -7,15 +7,18 @@ from .arguments import Parser, WrongArgument, answer, bit_width, positive
 
 
 def add_arguments(sub: Parser) -> None:
-    sub.add_argument("--plan", help="a recorded table: foundation, cifar10; --recipes, --seeds and --n-test narrow it")
-    sub.add_argument("--models", nargs="+", default=["resnet20"])
+    sub.add_argument("--plan", help="a recorded table: foundation, cifar10, widths; --models, --recipes, --seeds, "
+                     "--budget and --n-test narrow it")
+    sub.add_argument("--models", nargs="+", help="default: resnet20, or all of the plan")
     sub.add_argument("--recipes", nargs="+", help="default with a plan: all of it")
     sub.add_argument("--bits", nargs="+", type=bit_width, default=[2, 3, 4, 5, 6, 8], help="of the weights")
     sub.add_argument("--acts", nargs="+", type=bit_width, help="of the activations; default: as the weights")
     sub.add_argument("--edge-bits", type=bit_width)
+    sub.add_argument("--size-budgets", nargs="+", type=float, metavar="SHARE",
+                     help="mixed precision instead of --bits: weights in these shares of their float size; --acts default 8")
     sub.add_argument("--convention", default="deployable")
     sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    sub.add_argument("--budget", default="standard")
+    sub.add_argument("--budget", help="default: standard, or all of the plan's")
     sub.add_argument("--n-test", type=positive, help="measure on the first N test images; default all")
     sub.add_argument("--out", type=Path, help="folder of the results; default data/cache/results")
     sub.add_argument("--csv", type=Path, help="write all results of the folder to this table as well")
@@ -57,30 +60,38 @@ def _items(args) -> list:
     from .data import DataError, find_dataset
     from .job import BUDGETS
     from .layers import QuantConfig
+    from .mixed_precision import check_size_budget
     from .plans import PLANS
     from .recipes import RECIPES
     from .results import Item
-    for value, known, kind in ((args.budget, BUDGETS, "budget"), *((r, RECIPES, "recipe") for r in args.recipes or ())):
+    for value, known, kind in ((args.budget or "standard", BUDGETS, "budget"), *((r, RECIPES, "recipe") for r in args.recipes or ())):
         if value not in known:
             raise WrongArgument(f"unknown {kind} '{value}': expected one of {', '.join(known)}")
     if args.plan:
         if args.plan not in PLANS:
             raise WrongArgument(f"unknown plan '{args.plan}': expected one of {', '.join(PLANS)}")
         return [replace(item, n_test=args.n_test) for item in PLANS[args.plan]()
-                if item.seed in args.seeds and item.recipe in (args.recipes or [item.recipe])]
+                if item.seed in args.seeds and item.recipe in (args.recipes or [item.recipe])
+                and item.budget == (args.budget or item.budget) and item.model in (args.models or [item.model])]
     try:
         models = [full_name(name, name.split("/")[0] if "/" in name else find_dataset(args.profile).name)
-                  for name in args.models]
-        widths = [(w, a) for w in args.bits for a in (args.acts or [w])]
-        for w, a in widths:
-            QuantConfig(w, a, args.edge_bits, args.convention)
+                  for name in args.models or ["resnet20"]]
+        common = dict(edge_bits=args.edge_bits, convention=args.convention, budget=args.budget or "standard",
+                      n_test=args.n_test)
+        for share in args.size_budgets or ():
+            check_size_budget(share)
+        QuantConfig(edge_bits=args.edge_bits, convention=args.convention)
     except DataError:
         raise
     except ValueError as error:
         raise WrongArgument(error) from None
-    return [Item(model, recipe, w, a, args.edge_bits, args.convention, args.budget, seed, args.n_test)
-            for seed in args.seeds for model in models for recipe in args.recipes or ["rtn-bn", "dfq", "squant", "zeroq"]
-            for w, a in widths]
+    runs = [(model, recipe, seed) for seed in args.seeds for model in models
+            for recipe in args.recipes or ["rtn-bn", "dfq", "squant", "zeroq"]]
+    if args.size_budgets:
+        return [Item.mixed(model, recipe, share, acts, seed=seed, **common) for model, recipe, seed in runs
+                for share in args.size_budgets for acts in args.acts or [8]]
+    return [Item(model, recipe, bits, acts, seed=seed, **common) for model, recipe, seed in runs
+            for bits in args.bits for acts in args.acts or [bits]]
 
 
 def _engine(args, out: Path):

@@ -149,7 +149,7 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     try:
         torch.set_num_threads(threads or before)
         result = quantize(network, config, item.recipe, image_shape=dataset.image_shape, seed=item.seed,
-                          budget=item.budget, images=images, resume=shared)
+                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget)
         full = full_accuracy(item.model, item.n_test)
         measured = accuracy(result.model, test, dataset, limit=item.n_test)
     finally:

@@ -8,8 +8,7 @@ from functools import lru_cache
 import ipywidgets as widgets
 import pandas as pd
 
-from .charts import accuracy_against_bits, over_seeds
-from .plots import png
+from .plots import accuracy_against_bits, over_seeds, png
 
 SAME = "as the weights"
 
