@@ -103,14 +103,21 @@ def pareto_front(errors: Tensor, counts: list[int], widths: tuple[int, ...] = WI
     """
     sizes, totals = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     steps = []
-    bits = torch.tensor(widths)
     for row, count in zip(errors.double(), counts, strict=True):
-        grown = (sizes[:, None] + count * bits).flatten()
-        summed = (totals[:, None] + row).flatten()
-        order = torch.argsort(summed, stable=True)
-        order = order[torch.argsort(grown[order], stable=True)]  # by size, the better first among equals
-        best = summed[order].cummin(0).values
-        keep = order[torch.cat([torch.ones(1, dtype=torch.bool), best[1:] < best[:-1]])]
-        sizes, totals = grown[keep], summed[keep]
+        sizes, totals, keep = add_layer(sizes, totals, count * torch.tensor(widths), row)
         steps.append((keep // len(widths), keep % len(widths)))
     return Front(sizes, totals, steps, tuple(widths))
+
+
+def add_layer(sizes: Tensor, errors: Tensor, more_size: Tensor, more_error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the dynamic programme: the front [S] of some layers, and of those with one more of W choices.
+
+    Returns sizes [T], rising, errors [T], falling, and where each comes from: point * W + choice.
+    """
+    grown = (sizes[:, None] + more_size).flatten()
+    summed = (errors[:, None] + more_error).flatten()
+    order = torch.argsort(summed, stable=True)
+    order = order[torch.argsort(grown[order], stable=True)]  # by size, the better first among equals
+    best = summed[order].cummin(0).values
+    keep = order[torch.cat([torch.ones(1, dtype=torch.bool), best[1:] < best[:-1]])]
+    return grown[keep], summed[keep], keep
