@@ -11,7 +11,7 @@ from zsq_lab import adversary, zscgan
 from zsq_lab.distill import stage_layers
 from zsq_lab.generators import Generator
 from zsq_lab.graph import trace
-from zsq_lab.health import Health, Stopped, variety
+from zsq_lab.health import Health, Stopped, look, variety
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
 from zsq_lab.resume import RunState
@@ -58,6 +58,15 @@ def test_variety_with_labels_is_measured_within_the_classes():
     assert variety(batch, torch.tensor([0, 1, 0, 1])) == pytest.approx(1)
     assert variety(batch, torch.tensor([0, 0, 0, 1])) == pytest.approx(variety(batch[:3])), "one alone says nothing"
     assert math.isnan(variety(batch, torch.arange(4)))
+
+
+@pytest.mark.parametrize("n, classes", [(2, 1), (6, 3), (128, 10), (100, 100)])
+def test_a_collapse_is_seen_in_groups_of_any_size(n, classes):
+    """Images that differ by a twentieth of their contrast are one image, whether two or a hundred are looked at."""
+    random, labels = torch.Generator().manual_seed(0), torch.arange(n) % classes
+    pattern = torch.randn(1, *IMAGE, generator=random)
+    nearly = pattern + 0.05 * torch.randn(n, *IMAGE, generator=random)
+    assert look(nearly, labels)[1] and look(nearly)[1] and not look(nearly - pattern, labels)[1]
 
 
 def test_a_number_that_is_none_stops_at_once_and_is_named():

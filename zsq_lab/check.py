@@ -21,7 +21,7 @@ def check(yours: Callable, reference: Callable, cases: Sequence[tuple], hint: st
             raise AssertionError(f"{name} is still empty: replace the line that raises. Hint: {hint}") from None
         problem = _difference(got, expected, tolerance)
         assert problem is None, f"{name}, case {number} of {len(cases)}: {problem}. Hint: {hint}"
-    print(f"{name}: correct on all {len(cases)} cases")
+    print(f"{name}: correct" + (f" on all {len(cases)} cases" if len(cases) > 1 else ""))
 
 
 def _difference(got, expected, tolerance: float) -> str | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 EVERY = 10  # iterations between two looks at the images
 PATIENCE = 3  # looks in a row that must be bad before a run is stopped
-COLLAPSED = 0.01  # variety below which a batch is one image
+COLLAPSED = 0.01  # variety below which a large batch is one image
+ONE_MORE = 0.05  # of few images: what there must be beyond one, in images (V - 1)
 EXPLODED = 20.0  # discrepancy in units of the teacher's own outputs
 
 
@@ -39,6 +40,17 @@ def variety(images: Tensor, labels: Tensor | None = None) -> float:
     return (score - 1) / (len(rows) - 1)
 
 
+def look(images: Tensor, labels: Tensor | None = None) -> tuple[float, bool]:
+    """The variety of a batch, and whether it is that of a collapse. Where no two images share a label: of the whole batch."""
+    spread, group = variety(images, labels), len(images)
+    if labels is not None and not math.isnan(spread):
+        counts = labels.unique(return_counts=True)[1]
+        group = counts[counts > 1].double().mean().item()
+    elif labels is not None:
+        spread = variety(images)
+    return spread, spread < max(COLLAPSED, ONE_MORE / max(1, group - 1))
+
+
 class Health:
     """Looks at a generative run; `check` raises `Stopped` when it has gone wrong."""
 
@@ -55,8 +67,8 @@ class Health:
         if iteration < self.next_look:
             return
         self.next_look = iteration + EVERY
-        exploded, spread = discrepancy > EXPLODED, variety(images, labels)
-        collapsed = spread < COLLAPSED
+        exploded = discrepancy > EXPLODED
+        spread, collapsed = look(images, labels)
         self.bad_looks = self.bad_looks + 1 if exploded or collapsed else 0
         if self.bad_looks < PATIENCE:
             return
