@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from zsq_lab.folding import output_axis
-from zsq_lab.graph import BATCH_NORMS
+from zsq_lab.graph import BATCH_NORMS, trace
 from zsq_lab.layers import (
     QuantConfig,
     QuantLayer,
@@ -29,6 +29,7 @@ from zsq_lab.layers import (
     convert,
     quant_layers,
     quantization_off,
+    quantize_model,
 )
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
 
@@ -270,3 +271,9 @@ def test_other_things_that_cannot_be_quantized(model, problem):
 def test_a_layer_without_weights_yet_is_named():
     with pytest.raises(ValueError, match="layer '1' has no weights yet: run the model once before quantizing it"):
         check_model(nn.Sequential(nn.ReLU(), nn.LazyConv2d(4, 1)))
+
+
+def test_a_graph_of_another_model_is_refused():
+    model, other = awaken(Residual()), awaken(Residual())
+    with pytest.raises(ValueError, match="the graph is of another model.*trace this one"):
+        quantize_model(model, QuantConfig(4, 4), trace(other, IMAGE))

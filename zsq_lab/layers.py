@@ -163,6 +163,9 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
         node = graph.nodes[index]
         sites.setdefault(node.name, (node.module, []))[1].append(index)
     symmetric = config.convention == "deployable"
+    own = set(model.modules())
+    if foreign := [name for name, (layer, _) in sites.items() if layer not in own]:
+        raise ValueError(f"the graph is of another model (its layer '{foreign[0]}' is no part of this one): trace this one")
     if unknown := set(config.layer_bits or ()) - set(sites):
         raise ValueError(f"layer_bits names '{min(unknown)}', which is no layer of the model: expected some of "
                          f"{', '.join(list(sites)[:8])}, ...")

@@ -100,12 +100,18 @@ def accuracy_against_bits(table: pd.DataFrame, value: str = "drop", *, any_activ
         axis.plot(line["weight_bits"], line["mean"], marker=MARKERS[index % len(MARKERS)], color=colour, label=name)
         axis.fill_between(line["weight_bits"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
     if value == "drop":
-        axis.set_yscale("symlog", linthresh=1)
+        _points(axis)
     axis.set(xlabel="bits of weights" if any_activations else "bits of weights and activations",
              xticks=sorted(rows["weight_bits"].unique()),
              ylabel="drop from full precision (points)" if value == "drop" else "accuracy (%)")
     axis.legend(fontsize=8, ncols=2)
     return figure, _who_is_best(rows, names, value)
+
+
+def _points(axis: plt.Axes) -> None:
+    """A scale on which a tenth of a point and fifty points can both be read."""
+    axis.set_yscale("symlog", linthresh=1)
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _line_names(rows: pd.DataFrame) -> pd.Series:
@@ -135,7 +141,7 @@ def size_against_drop(table: pd.DataFrame) -> tuple[Figure, str]:
     figure, axis = plt.subplots(figsize=(7, 4.5))
     sns.scatterplot(rows, x=rows["bytes"] / 1000, y="mean", hue="recipe", style="recipe", palette="colorblind", s=60, ax=axis)
     axis.step(front["bytes"] / 1000, front["mean"], where="post", color="0.4", linewidth=1, label="front")
-    axis.set_yscale("symlog", linthresh=1)
+    _points(axis)
     axis.set(xlabel="kilobytes", ylabel="drop from full precision (points)")
     axis.legend(fontsize=8, ncols=2)
     ends = [f"{row['bytes'] / 1000:.0f} kB with {row['recipe']} ({row['mean']:.1f} points)" for _, row in

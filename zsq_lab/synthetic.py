@@ -3,8 +3,6 @@
 The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
 measured in notebooks 04 and 05.
 """
-from dataclasses import asdict
-
 import torch
 from torch import Tensor
 
@@ -95,8 +93,7 @@ def _fresh_generator(job: Job, *, conditional: bool) -> Generator:
 
 def _trained_generator(job: Job, settings: zscgan.Settings) -> Generator:
     generator = _fresh_generator(job, conditional=True)
-    mode = asdict(settings) | {"distance": settings.distance.__name__}
-    run = job.shared("generator", mode, job.budget.generator_iterations, job.budget.image_batch)
+    run = job.shared("generator", settings.decides(), job.budget.generator_iterations, job.budget.image_batch)
     zscgan.train_generator(generator, job.teacher, iterations=job.budget.generator_iterations, settings=settings,
                            batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run)
     job.notes["generator_iterations"] = job.budget.generator_iterations

@@ -7,7 +7,7 @@ Notebook 04 trains one; a network without classes gets an unconditional generato
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from .checkpoints import save_model, write_card
 from .generators import Generator
 from .health import Health, Stopped, variety
 from .images import count_classes
+from .job import fingerprint
 from .layers import QuantConfig, convert
 from .resume import RunState
 
@@ -38,6 +39,10 @@ class Settings:
     one_cycle: bool
     variety_weight: float = 0.0
     distance: Callable = layer_distance
+
+    def decides(self) -> dict:
+        """What of a generator's result follows from these settings, as JSON can hold it."""
+        return asdict(self) | {"distance": self.distance.__name__}
 
 
 PAPER = Settings(1e-3, (0.9, 0.999), 1.0, one_cycle=False, distance=squared_distance)  # the paper's two terms, one to one
@@ -128,7 +133,8 @@ def train_generator_checkpoint(name: str, network: nn.Module, image_shape: tuple
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = Generator(image_shape, classes)
-    run = RunState(runs / f"generator_{name.replace('/', '_')}_{iterations}_{seed}")
+    decides = ("generator checkpoint", list(image_shape), LAB.decides(), iterations, seed)
+    run = RunState(runs / f"generator_{name.replace('/', '_')}_{fingerprint(teacher, *decides)}")
     started = time.perf_counter()
     train_generator(generator, teacher, iterations=iterations, seed=seed, progress=True, run=run)
     seconds = time.perf_counter() - started
