@@ -16,6 +16,7 @@ from zsq_lab.checkpoints import (
     write_card,
 )
 from zsq_lab.models import build, count_parameters
+from zsq_lab.tasks import CLASSIFICATION, task_of
 
 FACTS = {"model": "cifar10/resnet20", "accuracy": 92.5, "classes": 10, "epochs": 40,
          "command": "python -m zsq_lab train --model cifar10/resnet20 --epochs 40"}
@@ -115,7 +116,7 @@ def test_card_of_a_second_training_has_a_table_for_the_first(tmp_path):
 def test_describe(name):
     row = describe(name)
     assert row["model"] == name and row["parameters"] == count_parameters(build(name.split("/")[1]))
-    assert row["accuracy"] is None or 50 < row["accuracy"] < 100
+    assert row["accuracy"] is None or 40 < row["accuracy"] < 100
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -125,5 +126,5 @@ def test_committed_checkpoints_load_and_state_their_facts(name):
     model, facts = load_model(name)
     assert all(v.isfinite().all() for v in model.state_dict().values())
     json.dumps(facts)
-    assert facts["accuracy"] > 85
+    assert facts["accuracy"] > (85 if task_of(name) is CLASSIFICATION else 40)
     assert checkpoint_path(name).with_suffix(".md").is_file(), "a checkpoint has a card"

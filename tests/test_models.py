@@ -57,5 +57,5 @@ def test_a_wider_block_subsamples_its_shortcut_and_pads_channels():
 
 
 def test_unknown_architecture():
-    with pytest.raises(ValueError, match="unknown architecture 'vgg': expected one of resnet20, mobilenetv2"):
+    with pytest.raises(ValueError, match="unknown architecture 'vgg': expected one of resnet20, mobilenetv2, segmenter"):
         build("vgg")

@@ -19,8 +19,9 @@ def build_parser() -> Parser:
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         if model:
-            sub.add_argument("--model", required=True, help="resnet20, or with its data set cifar10/resnet20")
-            sub.add_argument("--profile", help="cifar10 or embedded; default: the first that is there")
+            sub.add_argument("--model", required=True, help="resnet20, or with its data set cifar10/resnet20; see `models`")
+            sub.add_argument("--profile", help="cifar10 (scenes: camvid, bccd) or embedded; default: the first that is there")
+            sub.add_argument("--data", type=Path, metavar="FOLDER", help="scenes: a folder laid out as CamVid or Pascal VOC")
             sub.add_argument("--seed", type=int, default=0)
         return sub
 
@@ -51,8 +52,8 @@ def build_parser() -> Parser:
     sub.add_argument("--n-test", type=positive)
     sub = command("train", "train a full-precision network; the same command resumes", _train, model=True)
     sub.add_argument("--epochs", type=positive, help="default: as the shipped network")
-    sub.add_argument("--lr", type=float, default=0.2, help="peak of the one-cycle schedule")
-    sub.add_argument("--start", type=Path, help="checkpoint to train further: one more cycle, at full image size")
+    sub.add_argument("--lr", type=float, help="peak of the one-cycle schedule; default: as the shipped network")
+    sub.add_argument("--start", type=Path, help="checkpoint to train further: one more cycle")
     sub.add_argument("--out", type=Path, help="checkpoint to write, with a card beside it; default in data/cache")
     sub = command("generator", "train a conditional generator from a network's statistics; the same command resumes",
                   _generator, model=True)
@@ -95,10 +96,14 @@ def _download(args) -> None:
 def _model(args):
     """(name, data set, network) of the arguments; wrong names are wrong arguments."""
     from .checkpoints import full_name, load_model
-    from .data import DataError, find_dataset
+    from .data import DataError
+    from .tasks import CLASSIFICATION, task_of
+    task = task_of(args.model)
+    if args.data and task is CLASSIFICATION:
+        raise WrongArgument("--data names a folder of scenes: use it with a segmenter or detector")
     try:
         profile = args.profile or (args.model.split("/")[0] if "/" in args.model else None)
-        dataset = find_dataset(profile)
+        dataset = task.dataset(profile, args.data)
         name = full_name(args.model, dataset.name)
     except DataError:
         raise
@@ -112,10 +117,10 @@ def _model(args):
 def _quantize(args) -> None:
     from .checkpoints import save_model
     from .data import cache_folder
-    from .evaluate import accuracy
     from .lab import real_images
     from .layers import CONVENTIONS, QuantConfig
     from .recipes import BUDGETS, RECIPES, quantize
+    from .tasks import task_of
     for value, known, kind in ((args.recipe, RECIPES, "recipe"), (args.budget, BUDGETS, "budget"),
                                (args.convention, CONVENTIONS, "convention")):
         if value not in known:
@@ -130,21 +135,22 @@ def _quantize(args) -> None:
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
     result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
                       budget=args.budget, images=images, progress=True, resume=cache_folder() / "runs",
-                      stages=args.stages, size_budget=args.size_budget)
-    test, shown = dataset.test(), {"limit": args.n_test, "progress": True}
-    before, after = accuracy(network, test, dataset, **shown), accuracy(result.model, test, dataset, **shown)
+                      stages=args.stages, size_budget=args.size_budget, task=task_of(name))
+    test, task = dataset.test(), task_of(name)
+    measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
+    before, after = (values[task.metric] for values in measured)
     report = {key: value for key, value in result.report.items() if key != "config"}
     fields = {"model": name, "weight_bits": args.weight_bits, "activation_bits": args.activation_bits,
               "edge_bits": args.edge_bits, "fp_accuracy": round(before, 4), "accuracy": round(after, 4),
               "drop": round(before - after, 4), "profile": dataset.name,
-              "n_test": min(args.n_test or len(test), len(test)), **report}
+              "n_test": min(args.n_test or len(test), len(test)), "metric": task.metric, **_details(measured[1]), **report}
     if args.out:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
-                                                     "image_shape": list(dataset.image_shape)})
+                                                     "image_shape": list(dataset.image_shape), "classes": len(dataset.classes)})
         fields["out"] = str(args.out)
     config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {args.budget}\n"
-            f"accuracy {after:.2f} %, full precision {before:.2f} %, drop {before - after:.2f} points "
+            f"{task.metric} {after:.2f} %, full precision {before:.2f} %, drop {before - after:.2f} points "
             f"({fields['n_test']} test images)\n{report['bytes_before'] / 1000:.0f} kB to "
             f"{report['bytes_after'] / 1000:.0f} kB in {report['seconds']:.1f} s on {report['threads']} threads"
             + (f", written to {args.out}" if args.out else ""))
@@ -154,6 +160,7 @@ def _synthesize(args) -> None:
     import numpy as np
 
     from .recipes import BUDGETS, synthesize
+    from .tasks import task_of
     if args.budget not in BUDGETS:
         raise WrongArgument(f"unknown budget '{args.budget}': expected one of {', '.join(BUDGETS)}")
     if args.out.suffix != ".npz":
@@ -161,7 +168,7 @@ def _synthesize(args) -> None:
     _writable(args.out)
     name, dataset, network = _model(args)
     images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
-                        progress=True)
+                        progress=True, task=task_of(name))
     partial = args.out.with_suffix(".partial.npz")
     np.savez(partial, images=images.numpy(), mean=np.float32(dataset.mean), std=np.float32(dataset.std))
     partial.replace(args.out)
@@ -175,32 +182,40 @@ def _evaluate(args) -> None:
         from .imagenet_command import run_evaluate
         return run_evaluate(args)
     from .checkpoints import load_quantized
-    from .evaluate import accuracy
+    from .tasks import task_of
     name, dataset, network = _model(args)
-    facts = {}
+    facts, task = {}, task_of(name)
     if args.quantized:
         network, facts = load_quantized(args.quantized)
         if facts["model"] != name:
             raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
     test = dataset.test()
-    measured = accuracy(network, test, dataset, limit=args.n_test, progress=True)
+    values = task.measure(network, test, dataset, args.n_test, progress=True)
+    measured = values[task.metric]
     n_test = min(args.n_test or len(test), len(test))
     kept = {key: facts[key] for key in ("recipe", "weight_bits", "activation_bits", "convention") if key in facts}
     described = " ".join(f"{key} {value}" for key, value in kept.items()) or "full precision"
-    answer(args, {"model": name, **kept, "accuracy": round(measured, 4), "profile": dataset.name, "n_test": n_test},
-            f"{name}, {described}: accuracy {measured:.2f} % ({n_test} test images)")
+    answer(args, {"model": name, **kept, "accuracy": round(measured, 4), "profile": dataset.name, "n_test": n_test,
+                   "metric": task.metric, **_details(values)},
+            f"{name}, {described}: {task.metric} {measured:.2f} % ({n_test} test images)")
 
 
 def _train(args) -> None:
     from .checkpoints import checkpoint_path
     from .data import cache_folder
+    from .tasks import CLASSIFICATION, task_of
     from .train import EPOCHS, train_checkpoint
+    from .train_scenes import train_scene_checkpoint
     name, dataset, _ = _model(args)
     if dataset.name != name.split("/")[0]:
         raise WrongArgument(f"{name} is trained on {name.split('/')[0]}, not on profile {dataset.name}")
     out = args.out or cache_folder() / checkpoint_path(name).name
     _writable(out)
-    facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr, seed=args.seed,
+    if task_of(name) is not CLASSIFICATION:
+        facts = train_scene_checkpoint(name, dataset, out, epochs=args.epochs, seed=args.seed, peak=args.lr, start=args.start)
+        return answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after "
+                      f"{facts['epochs']} epochs, written to {out}")
+    facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr or 0.2, seed=args.seed,
                              start=args.start)
     answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after {facts['epochs']} epochs, written to {out}")
 
@@ -208,14 +223,23 @@ def _train(args) -> None:
 def _generator(args) -> None:
     from .checkpoints import generator_path
     from .data import cache_folder
+    from .tasks import CLASSIFICATION, task_of
     from .zscgan import train_generator_checkpoint
     name, dataset, network = _model(args)
+    if task_of(name) is not CLASSIFICATION:
+        raise WrongArgument(f"{name} is no classifier: recipes zs-cgan and zaq train its generator as they go")
     out = args.out or cache_folder() / generator_path(name).name
     _writable(out)
     facts = train_generator_checkpoint(name, network, dataset.image_shape, out, iterations=args.iterations, seed=args.seed,
                                        runs=cache_folder() / "runs")
     answer(args, facts | {"out": str(out)}, f"{name}: statistics {facts['statistics']}, the classifier believes "
             f"{facts['believed']} % of the labels, written to {out}")
+
+
+def _details(measured: dict) -> dict:
+    """The measured numbers beyond the one that counts, rounded: mAP beside mAP50, the classes."""
+    return {key: {name: round(part, 2) for name, part in value.items()} if isinstance(value, dict) else round(value, 4)
+            for key, value in measured.items() if key != "accuracy"}
 
 
 def _writable(path: Path | None) -> None:

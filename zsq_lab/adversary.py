@@ -6,9 +6,9 @@ P's BatchNorms remember, bounds what it can win, and starts it warm. Notebook 05
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from .distill import Features, FineTuning, knowledge_loss
 from .generators import Generator
 from .health import Health, Stopped
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ LAB = Rules(generator_rate=3e-4, bounded=True, statistics_weight=1.0, class_weig
 def play(generator: Generator, student: nn.Module, teacher: nn.Module, stages: list[str], *, rules: Rules = LAB,
          iterations: int, learning_rate: float, batch_size: int = 64, seed: int = 0,
          on_step: Callable[[int, dict[str, float]], None] | None = None, progress: bool = False,
-         run: RunState | None = None) -> None:
+         run: RunState | None = None, task: Task = CLASSIFICATION) -> None:
     """`iterations` steps of the student, one of the generator before every `rules.student_steps` of them; in place.
 
     stages: the layers whose inputs are compared (`distill.stage_layers`). learning_rate: the student's (Adam, cosine).
@@ -57,8 +58,8 @@ def play(generator: Generator, student: nn.Module, teacher: nn.Module, stages: l
     """
     run, random, first = run or RunState(), torch.Generator().manual_seed(seed), 0
     features = FeatureDiscrepancy()
-    turn = GeneratorTurn(generator, student, teacher, stages, rules, features)
-    loss = _paper_loss(rules, features) if rules.paper_loss else knowledge_loss
+    turn = GeneratorTurn(generator, student, teacher, stages, rules, features, task)
+    loss = _paper_loss(rules, features) if rules.paper_loss else partial(knowledge_loss, task=task)
     health = Health("the game")
     with turn, FineTuning(student, teacher, stages, learning_rate, loss) as tuning:
         numbers: dict[str, float] = {}
@@ -88,8 +89,8 @@ class GeneratorTurn:
     """The generator's side of the game: one step that makes P and Q disagree more, P and Q themselves untouched."""
 
     def __init__(self, generator: Generator, student: nn.Module, teacher: nn.Module, stages: list[str], rules: Rules,
-                 features: FeatureDiscrepancy):
-        self.generator, self.student, self.teacher = generator, student, teacher
+                 features: FeatureDiscrepancy, task: Task = CLASSIFICATION):
+        self.task, self.generator, self.student, self.teacher = task, generator, student, teacher
         self.rules, self.stages, self.features = rules, stages, features
         self.parameters = list(generator.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=rules.generator_rate, betas=(0.5, 0.99))
@@ -119,7 +120,7 @@ class GeneratorTurn:
             if rules.statistics_weight:
                 loss = loss + rules.statistics_weight * self.statistics.loss()
             if rules.class_weight and labels is not None:
-                loss = loss + rules.class_weight * F.cross_entropy(teacher_output, labels)
+                loss = loss + rules.class_weight * self.task.label_loss(teacher_output, labels)
             gradients = torch.autograd.grad(loss, self.parameters)  # nobody else's
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

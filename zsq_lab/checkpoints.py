@@ -19,7 +19,8 @@ from .layers import QuantConfig, convert
 from .models import build, count_parameters
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
-MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20")
+MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20", "camvid/segmenter", "bccd/detector",
+          "embedded/segmenter", "embedded/detector")
 
 
 def full_name(name: str, profile: str) -> str:
@@ -113,8 +114,9 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
             values = {key: file.get_tensor(key) for key in file.keys()}
         image_shape = tuple(facts["image_shape"])
         name = facts["model"]
-        untrained = imagenet_models.build if imagenet_models.is_imagenet(name) else build
-        _, student = convert(untrained(name.split("/")[1]), QuantConfig(**facts["config"]), image_shape)
+        imagenet = imagenet_models.is_imagenet(name)
+        untrained = imagenet_models.build(name.split("/")[1]) if imagenet else build(name.split("/")[1], facts.get("classes", 10))
+        _, student = convert(untrained, QuantConfig(**facts["config"]), image_shape)
         for key in [key for key in values if key.endswith(".cap")]:  # recipe dfq rescales the caps of ReLU6
             activation = student.get_submodule(key.removesuffix(".cap"))
             if not isinstance(activation, ClippedReLU):

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from math import cos, isfinite, pi
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .graph import Graph, tensors
+from .graph import Graph
 from .health import Stopped
 from .layers import QuantLayer, quant_layers
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task, output_loss, relative_error  # noqa: F401  (their place before there were tasks)
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
 Sampler = Callable[[torch.Generator], Tensor]  # draws one batch of images
@@ -64,29 +64,11 @@ class Features:
         return hook
 
 
-def output_loss(student_output, teacher_output) -> Tensor:
-    """KL(teacher || student) of class logits [N, K], averaged over the batch; relative squared error of anything else.
-
-    Several outputs (tuples, lists, dictionaries of tensors): the sum over those of floats.
-    """
-    if not isinstance(teacher_output, Tensor):
-        pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
-        return torch.stack([output_loss(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]).sum()
-    if teacher_output.ndim == 2 and teacher_output.shape[1] > 1:
-        return F.kl_div(F.log_softmax(student_output, 1), F.log_softmax(teacher_output, 1),
-                        reduction="batchmean", log_target=True)
-    return relative_error(student_output, teacher_output)
-
-
-def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """|student - teacher|^2 / |teacher|^2, the inverse of the signal-to-noise ratio."""
-    return (student - teacher).square().sum() / (teacher.square().sum() + 1e-12)
-
-
-def knowledge_loss(student_output, teacher_output, student_features: dict, teacher_features: dict) -> Tensor:
-    """`output_loss` plus the mean `relative_error` of the features of all stages."""
+def knowledge_loss(student_output, teacher_output, student_features: dict, teacher_features: dict,
+                   task: Task = CLASSIFICATION) -> Tensor:
+    """The task's `output_loss` plus the mean `relative_error` of the features of all stages."""
     errors = [relative_error(student_features[name], wanted) for name, wanted in teacher_features.items()]
-    return output_loss(student_output, teacher_output) + torch.stack(errors).mean()
+    return task.output_loss(student_output, teacher_output) + torch.stack(errors).mean()
 
 
 class FineTuning:
@@ -151,24 +133,25 @@ class FineTuning:
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def finetune(student: nn.Module, teacher: nn.Module, sampler: Sampler, stages: list[str], *, iterations: int,
              learning_rate: float, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
-             progress: bool = False, run: RunState | None = None) -> None:
+             progress: bool = False, run: RunState | None = None, loss=knowledge_loss) -> None:
     """Train weights, biases and scales of `student` in place; the last iteration is the result, ranges frozen again.
 
     sampler: draws a batch of images from a generator seeded with `seed`. stages: `stage_layers` of the teacher's graph.
+    loss: as `knowledge_loss`, which is that of classification.
     Raises `health.Stopped` when the loss stops being a number.
     """
     generator, run, first = torch.Generator().manual_seed(seed), run or RunState(), 0
-    with FineTuning(student, teacher, stages, learning_rate) as tuning:
+    with FineTuning(student, teacher, stages, learning_rate, loss) as tuning:
         if state := run.load("finetune"):
             tuning.restore(state)
             generator.set_state(state["generator"])
             first = state["iteration"]
         bar = tqdm(range(first, iterations), "fine-tuning", iterations, initial=first, disable=not progress, leave=False)
         for iteration in bar:
-            loss = tuning.step(sampler(generator), iteration / iterations)
+            value = tuning.step(sampler(generator), iteration / iterations)
             run.save("finetune", lambda: {**tuning.state(), "generator": generator.get_state(), "iteration": iteration + 1})
             if on_step:
-                on_step(iteration, loss)
+                on_step(iteration, value)
 
 
 def _parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from math import cos, pi
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from .generators import NOISE_SIZE, Generator, deal_labels
 from .health import Stopped
 from .images import count_classes
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task
 
 LEARNING_RATE = 5e-3  # of the weights; the codes move ten times as fast, each is seen by one image only
 CLASS_WEIGHT = 0.1
@@ -26,7 +26,7 @@ CLASS_WEIGHT = 0.1
 def prior_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 200,
                  batch_size: int = 128, seed: int = 0,
                  on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None, progress: bool = False,
-                 run: RunState | None = None) -> tuple[Tensor, Tensor | None]:
+                 run: RunState | None = None, task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
     """n images [n, *image_shape] in the model's own scale and the labels that they were made for (None: no classes).
 
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration of each batch.
@@ -34,7 +34,7 @@ def prior_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, it
     """
     require_statistics(teacher, "making images")
     run, device = run or RunState(), next(teacher.parameters()).device
-    classes = count_classes(teacher, image_shape)
+    classes = count_classes(teacher, image_shape, task)
     labels = deal_labels(n, classes, torch.Generator().manual_seed(seed)) if classes else None
     state = run.load("prior") or {"made": [], "iteration": 0}
     made, first = [images.to(device) for images in state["made"]], state["iteration"]
@@ -60,9 +60,9 @@ def prior_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, it
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * 0.5 * (1 + cos(pi * iteration / iterations))
                 images = prior(codes, wanted)
-                logits = teacher(images)
+                output = teacher(images)
                 distance = statistics.loss()
-                class_loss = F.cross_entropy(logits, wanted) if classes else distance.new_zeros(())
+                class_loss = task.label_loss(output, wanted) if classes else distance.new_zeros(())
                 loss = distance + CLASS_WEIGHT * class_loss
                 if not torch.isfinite(loss):
                     raise Stopped(f"making images stopped at iteration {iteration}: the loss is not a number; lower the "

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from math import cos, pi
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, require_statistics
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task
 
 BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
 SHIFT = 2  # pixels by which the whole batch moves at random before each look
 
 
-def count_classes(model: nn.Module, image_shape: tuple[int, ...]) -> int | None:
-    """Number of logits when the model is a classifier ([N, classes] out of one tensor), else None."""
+def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION) -> int | None:
+    """Number of classes that the model's output knows by its task; None where there are none ([N, K] means K to a classifier)."""
     with torch.inference_mode():
         output = model(torch.zeros(2, *image_shape, device=next(model.parameters()).device))
-    return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
+    return task.classes(output)
 
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
@@ -31,17 +31,18 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
-                    progress: bool = False, run: RunState | None = None) -> tuple[Tensor, Tensor | None]:
+                    progress: bool = False, run: RunState | None = None,
+                    task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
     """n images [n, *image_shape] in the model's own (normalised) scale, and the labels they were made for (or None).
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
-    evenly. on_step(iteration, images, {"statistics", "class"}) is called after each iteration of each batch.
+    evenly. task: what it means that an image shows its class. on_step(iteration, images, {"statistics", "class"}) is called after each iteration of each batch.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
     require_statistics(teacher, "making images")
     device = next(teacher.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    classes = count_classes(teacher, image_shape)
+    classes = count_classes(teacher, image_shape, task)
     if classes and labels is None:
         labels = torch.arange(n) % classes
         labels = labels[torch.randperm(n, generator=generator)]
@@ -62,9 +63,9 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 generator.set_state(state["generator"])
             for iteration in range(first, iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                logits = teacher(_jitter(colour(white), generator))
+                output = teacher(_jitter(colour(white), generator))
                 distance = statistics.loss()
-                class_loss = F.cross_entropy(logits, wanted) if wanted is not None else distance.new_zeros(())
+                class_loss = task.label_loss(output, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
                 if not torch.isfinite(loss):
                     raise RuntimeError(f"making images diverged at iteration {iteration}: lower the learning rate "

@@ -13,9 +13,10 @@ from .graph import Graph, trace
 from .layers import QuantConfig, quant_layers
 from .ranges import fit_input_ranges, fit_weight_ranges
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task
 
 CALIBRATION_BATCH = 128
-RANGE_IMAGES = 512  # more change no range
+RANGE_IMAGES = 512  # more change no range; of scenes fewer, as `Task.per_image` says
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Job:
     progress: bool = False
     run: RunState = field(default_factory=RunState)
     stages: list[str] | None = None  # the layers whose inputs are compared; None: found in the model's structure
+    task: Task = CLASSIFICATION
     notes: dict = field(default_factory=dict)  # goes into the report
     reused: list[RunState] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class Job:
         """State of a phase that does not depend on the bits: whoever runs it first leaves the result to all others."""
         if self.run.folder is None:
             return RunState()
-        digest = fingerprint(self.teacher, kind, list(self.image_shape), self.seed, *settings)
+        digest = fingerprint(self.teacher, kind, list(self.image_shape), self.seed, self.task.name, *settings)
         self.reused.append(RunState(self.run.folder.parent / f"{kind}_{digest}"))
         return self.reused[-1]
 
@@ -73,6 +75,14 @@ class Job:
         return list(self.stages or found)
 
     @property
+    def range_images(self) -> int:
+        return RANGE_IMAGES // self.task.per_image
+
+    @property
+    def calibration_batch(self) -> int:
+        return CALIBRATION_BATCH // self.task.per_image
+
+    @property
     def search(self) -> bool:
         return self.config.convention == "deployable"
 
@@ -84,7 +94,7 @@ class Job:
     def fit(self, images: Tensor) -> None:
         """Set all ranges: the weights' from the weights, the inputs' from these images."""
         fit_weight_ranges(self.student, search=self.search)
-        fit_input_ranges(self.student, images.split(CALIBRATION_BATCH), search=self.search, seed=self.seed)
+        fit_input_ranges(self.student, images.split(self.calibration_batch), search=self.search, seed=self.seed)
 
 
 def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> str:

@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .distill import output_loss
 from .images import optimise_images
 from .job import fingerprint
 from .layers import QuantConfig, convert, quant_layers, quantization_off
 from .quantizer import dequantize, integer_range, qparams_from_range, quantize
 from .ranges import search_ranges
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 IMAGES, ITERATIONS = 128, 100  # that the sensitivity is measured on
 
 
 def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...], size_budget: float, seed: int = 0,
-                shared: Path | None = None) -> dict[str, int]:
+                shared: Path | None = None, task: Task = CLASSIFICATION) -> dict[str, int]:
     """Weight bits by layer name for a budget, a share of the weights' size in 32-bit floats; from the model alone.
 
     shared: a folder for the images that the sensitivity is measured on. Raises ValueError for a budget that is not in
@@ -32,9 +32,10 @@ def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, .
     check_size_budget(size_budget)
     teacher, student = convert(model, config, image_shape)
     run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed)}" if shared else None)
-    images, _ = optimise_images(teacher, IMAGES, image_shape, iterations=ITERATIONS, batch_size=IMAGES, seed=seed, run=run)
+    n = IMAGES // task.per_image
+    images, _ = optimise_images(teacher, n, image_shape, iterations=ITERATIONS, batch_size=n, seed=seed, run=run, task=task)
     counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
-    front = pareto_front(sensitivity(teacher, student, images), counts)
+    front = pareto_front(sensitivity(teacher, student, images, task=task), counts)
     return dict(zip(quant_layers(student), front.assignment(size_budget * 32 * sum(counts)), strict=True))
 
 
@@ -45,10 +46,11 @@ def check_size_budget(share: float) -> None:
 
 
 @torch.no_grad()
-def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: tuple[int, ...] = WIDTHS) -> Tensor:
+def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: tuple[int, ...] = WIDTHS,
+                task: Task = CLASSIFICATION) -> Tensor:
     """Error of the outputs [L, W] when one layer's weights alone have a width, for each layer of `student` and width.
 
-    images: synthetic, [N, ...]; activations stay in floats. The error is `distill.output_loss`, KL for a classifier.
+    images: synthetic, [N, ...]; activations stay in floats. The error is the task's, KL for a classifier.
     """
     layers = quant_layers(student)
     wanted = teacher(images)
@@ -59,7 +61,7 @@ def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: 
             exact = weight.clone()
             for column, bits in enumerate(widths):
                 weight.copy_(_rounded(exact, quantizer.axis, bits, quantizer.symmetric))
-                errors[row, column] = output_loss(student(images), wanted)
+                errors[row, column] = task.output_loss(student(images), wanted)
             weight.copy_(exact)
     return errors
 

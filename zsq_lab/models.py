@@ -7,6 +7,8 @@ them knows about quantization, because a user's own network will not either. `ch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .scene_models import Detector, Segmenter
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut without parameters (option A): subsampled, padded with zero channels."""
@@ -110,13 +112,15 @@ def _initialise(model: nn.Module) -> None:
 
 
 ARCHITECTURES = {"resnet20": ResNet20, "mobilenetv2": MobileNetV2}
+SCENE_ARCHITECTURES = {"segmenter": Segmenter, "detector": Detector}
 
 
 def build(architecture: str, num_classes: int = 10) -> nn.Module:
-    """An untrained network of `ARCHITECTURES`; raises ValueError that lists the names for any other."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture '{architecture}': expected one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[architecture](num_classes)
+    """An untrained network of `ARCHITECTURES` or `SCENE_ARCHITECTURES`; raises ValueError that lists the names for any other."""
+    known = ARCHITECTURES | SCENE_ARCHITECTURES
+    if architecture not in known:
+        raise ValueError(f"unknown architecture '{architecture}': expected one of {', '.join(known)}")
+    return known[architecture](num_classes)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ NO_IMAGES = ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges")
 WITH_IMAGES = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "gznq-finetuned", "zs-cgan-paper", "zaq-paper",
                "zeroq", "gznq")
 RESNET, MOBILENET = "cifar10/resnet20", "cifar10/mobilenetv2"
+SCENE_MODELS = ("camvid/segmenter", "bccd/detector")
 EDGES = 8  # bits of the first and last layer where the others have two
 
 
@@ -66,4 +67,13 @@ def widths() -> Iterator[Item]:
                     for recipe in ("best", "zs-cgan") for bits in WIDTHS)
 
 
-PLANS = {"foundation": foundation, "cifar10": cifar10, "widths": widths}
+def dense() -> Iterator[Item]:
+    """Masks and boxes: street scenes and blood cells, the lab's best and its references first; then with more work."""
+    recipes = ("best", "real-finetune", "zaq", "distilled", "rtn-bn", "zeroq", "real-ranges")
+    for budget in ("quick", "standard"):
+        for seed in SEEDS:
+            yield from (Item(model, recipe, bits, bits, budget=budget, seed=seed) for recipe in recipes
+                        for model in SCENE_MODELS for bits in (4, 6, 8))
+
+
+PLANS = {"foundation": foundation, "cifar10": cifar10, "widths": widths, "dense": dense}

@@ -5,21 +5,21 @@ All take seconds. Notebook 02 goes through them and shows at which width they br
 from .bn_stats import remembered_activations, require_statistics
 from .equalize import absorb_biases, correct_biases, equalize
 from .graph import trace
-from .job import CALIBRATION_BATCH, RANGE_IMAGES, Job
+from .job import Job
 from .layers import quantize_model
 from .rounding import squant as round_in_closed_form
 
 
 def rtn_noise(job: Job) -> None:
     """Round to nearest; ranges from noise: the floor for everything else."""
-    job.fit(job.noise(RANGE_IMAGES))
+    job.fit(job.noise(job.range_images))
 
 
 def rtn_bn(job: Job) -> None:
     """Round to nearest; ranges from what BatchNorm remembers."""
     require_statistics(job.student, "recipe 'rtn-bn'")
     with remembered_activations(job.student, job.seed):
-        job.fit(job.noise(CALIBRATION_BATCH))
+        job.fit(job.noise(job.calibration_batch))
 
 
 def dfq(job: Job) -> None:
@@ -41,4 +41,4 @@ def squant(job: Job) -> None:
 
 def real_ranges(job: Job) -> None:
     """Reference: ranges from real images."""
-    job.fit(job.images[:RANGE_IMAGES])
+    job.fit(job.images[:job.range_images])

@@ -19,6 +19,7 @@ from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, pool_sampler 
 from .layers import QuantConfig, check_model, convert, quant_layers
 from .mixed_precision import assign_bits
 from .resume import RunState
+from .tasks import CLASSIFICATION, TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Result:
 def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = "distilled", *,
              image_shape: tuple[int, ...], seed: int = 0, budget: str | Budget = "standard",
              images: Tensor | None = None, progress: bool = False, resume: Path | None = None,
-             stages: list[str] | None = None, size_budget: float | None = None) -> Result:
+             stages: list[str] | None = None, size_budget: float | None = None, task: str | Task = CLASSIFICATION) -> Result:
     """Quantize any model with convolutions or linears; the model itself is left untouched.
 
     image_shape: one input without the batch dimension, (3, 32, 32). budget: a name of BUDGETS or a Budget.
@@ -74,11 +75,13 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     of resolution, the last layer) is not what you want.
     size_budget: weights may take this share of their size in 32-bit floats; which layer gets how many bits then follows from
     its sensitivity (`mixed_precision`), and config.weight_bits is not used.
+    task: "classification", "segmentation", "detection" or a `tasks.Task`: what the model's outputs mean.
     Raises ValueError for a model, recipe, budget or image set that does not fit, naming what to change.
     """
     config = config or QuantConfig()
     chosen = _named(RECIPES, recipe, "recipe")
-    budget = budget if isinstance(budget, Budget) else _named(BUDGETS, budget, "budget")
+    task = task if isinstance(task, Task) else _named(TASKS, task, "task")
+    budget = budget if isinstance(budget, Budget) else task.budget(_named(BUDGETS, budget, "budget"))
     if chosen.needs_images and images is None:
         raise ValueError(f"recipe '{recipe}' needs real images: pass images=, or use a recipe without data")
     if images is not None and not chosen.needs_images:
@@ -89,18 +92,19 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
         raise ValueError(f"images are {images.dtype}: normalise them to the floats that the model takes")
     started = time.perf_counter()
     if size_budget is not None:
-        layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed, Path(resume) if resume else None)
+        layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
+                                 Path(resume) if resume else None, task)
         config = replace(config, layer_bits=layer_bits)
     teacher, student = convert(model, config, tuple(image_shape))
     images = images.to(next(teacher.parameters())) if images is not None else None
-    decides = (recipe, asdict(config), list(image_shape), seed, asdict(budget), stages)
+    decides = (recipe, asdict(config), list(image_shape), seed, asdict(budget), stages, task.name)
     run = RunState(Path(resume) / f"{recipe}_{fingerprint(teacher, *decides, images=images)}" if resume else None)
-    job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress, run, stages)
+    job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress, run, stages, task)
     chosen.run(job)
     run.clear()
     float_bytes, quantized_bytes = model_bytes(job.student)
     return Result(job.student.eval(), {
-        "recipe": recipe, "config": asdict(config), "convention": config.convention, "seed": seed,
+        "recipe": recipe, "task": task.name, "config": asdict(config), "convention": config.convention, "seed": seed,
         "budget": budget.name, "size_budget": size_budget, **job.notes,
         "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "generator_iterations", "finetune_iterations")),
         "seconds": round(time.perf_counter() - started + sum(r.reused_seconds for r in (run, *job.reused)), 2),
@@ -111,18 +115,19 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
 
 @torch.inference_mode(False)
 def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], seed: int = 0,
-               budget: str | Budget = "standard", progress: bool = False) -> Tensor:
+               budget: str | Budget = "standard", progress: bool = False, task: str | Task = CLASSIFICATION) -> Tensor:
     """n images [n, *image_shape], in the scale that the model takes, made from its BatchNorm statistics alone.
 
     What a real toolkit wants as calibration data. Raises ValueError for a model without BatchNorm statistics.
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
-    budget = budget if isinstance(budget, Budget) else _named(BUDGETS, budget, "budget")
+    task = task if isinstance(task, Task) else _named(TASKS, task, "task")
+    budget = budget if isinstance(budget, Budget) else task.budget(_named(BUDGETS, budget, "budget"))
     check_model(model)
     teacher, _ = convert(model, QuantConfig(), tuple(image_shape))
     images, _ = optimise_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations,
-                                batch_size=budget.image_batch, seed=seed, progress=progress)
+                                batch_size=budget.image_batch, seed=seed, progress=progress, task=task)
     return images.contiguous()
 
 

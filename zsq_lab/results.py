@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from .checkpoints import checkpoint_path
+from .tasks import CLASSIFICATION, task_of
 from .transfer import disk_errors
 
 PACKAGE = Path(__file__).resolve().parent
@@ -51,7 +52,7 @@ class Item:
 
     def digest(self) -> str:
         """16 hex digits that name the result's file."""
-        decides = [vars(self), code_version(self.recipe), weights_version(self.model)]
+        decides = [vars(self), code_version(self.recipe, task_of(self.model).reads), weights_version(self.model)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def group(self) -> tuple:
@@ -66,8 +67,10 @@ class Item:
 
 
 @cache
-def code_version(recipe: str) -> str:
+def code_version(recipe: str, reads: tuple[str, ...] = CLASSIFICATION.reads) -> str:
     """Digest of the syntax of every file of the module that the recipe's code runs through; comments do not count.
+
+    reads: files of the task, `Task.reads`.
 
     Raises ValueError for an unknown recipe.
     """
@@ -75,7 +78,7 @@ def code_version(recipe: str) -> str:
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe '{recipe}': expected one of {', '.join(RECIPES)}")
     homes = {name: known.run.__module__.rpartition(".")[2] for name, known in RECIPES.items()}
-    reached, waiting = {}, [homes[recipe], "recipes", "evaluate", "data", "models"]
+    reached, waiting = {}, [homes[recipe], "recipes", "models", *reads]
     waiting += ["lab"] if RECIPES[recipe].needs_images else []
     while waiting:
         name = waiting.pop()

@@ -7,7 +7,7 @@ from .arguments import Parser, WrongArgument, answer, bit_width, positive
 
 
 def add_arguments(sub: Parser) -> None:
-    sub.add_argument("--plan", help="a recorded table: foundation, cifar10, widths; --models, --recipes, --seeds, "
+    sub.add_argument("--plan", help="a recorded table: foundation, cifar10, widths, dense; --models, --recipes, --seeds, "
                      "--budget and --n-test narrow it")
     sub.add_argument("--models", nargs="+", help="default: resnet20, or all of the plan")
     sub.add_argument("--recipes", nargs="+", help="default with a plan: all of it")

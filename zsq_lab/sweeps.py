@@ -30,13 +30,12 @@ from tqdm import tqdm
 from . import results
 from .checkpoints import load_model
 from .claims import STALE, age, alive, claim
-from .data import find_dataset
 from .engines import InProcess
-from .evaluate import accuracy
 from .lab import real_images
 from .layers import QuantConfig
 from .recipes import RECIPES, quantize
 from .results import Item
+from .tasks import task_of
 from .transfer import DiskError, remove
 
 PLAN = "plan.txt"  # the items of the sweep that was started last, for `status`
@@ -140,7 +139,8 @@ def measure(item: Item, out: Path, threads: int | None = None, by: str | None = 
 
 def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     """What an item measures: all of `results.COLUMNS` beyond its settings. shared: where images and generators lie."""
-    dataset, (network, _) = find_dataset(item.model.split("/")[0]), load_model(item.model)
+    task, (network, _) = task_of(item.model), load_model(item.model)
+    dataset = task.dataset(item.model.split("/")[0])
     config = QuantConfig(item.weight_bits, item.activation_bits, item.edge_bits, item.convention)
     test, before = dataset.test(), torch.get_num_threads()
     images = None
@@ -149,23 +149,24 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     try:
         torch.set_num_threads(threads or before)
         result = quantize(network, config, item.recipe, image_shape=dataset.image_shape, seed=item.seed,
-                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget)
+                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget, task=task)
         full = full_accuracy(item.model, item.n_test)
-        measured = accuracy(result.model, test, dataset, limit=item.n_test)
+        measured = task.measure(result.model, test, dataset, item.n_test)[task.metric]
     finally:
         torch.set_num_threads(before)
     report = result.report
     return {"fp_accuracy": round(full, 2), "accuracy": round(measured, 2), "drop": round(full - measured, 2),
-            "seconds": round(report["seconds"], 1), "bytes": report["bytes_after"], "n_test": len(test.labels[:item.n_test]),
+            "seconds": round(report["seconds"], 1), "bytes": report["bytes_after"], "n_test": min(len(test), item.n_test or len(test)),
             "threads": report["threads"], "torch": report["versions"]["torch"],
             "machine": f"{platform.machine()} {report['device']}"}
 
 
 @cache
 def full_accuracy(model: str, n_test: int | None) -> float:
-    """Accuracy in percent of a shipped network in full precision, measured once in each process."""
-    dataset = find_dataset(model.split("/")[0])
-    return accuracy(load_model(model)[0], dataset.test(), dataset, limit=n_test)
+    """Accuracy (mIoU, mAP50) in percent of a shipped network in full precision, measured once in each process."""
+    task = task_of(model)
+    dataset = task.dataset(model.split("/")[0])
+    return task.measure(load_model(model)[0], dataset.test(), dataset, n_test)[task.metric]
 
 
 def status(out: Path) -> dict:

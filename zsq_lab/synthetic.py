@@ -3,15 +3,17 @@
 The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
 measured in notebooks 04 and 05.
 """
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from . import adversary, zscgan
-from .distill import Sampler, dense_layers, finetune, stage_layers
+from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers
 from .generators import Generator
 from .gznq import prior_images
 from .images import count_classes, optimise_images
-from .job import RANGE_IMAGES, Job, learning_rate, pool_sampler
+from .job import Job, learning_rate, pool_sampler
 
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 
@@ -69,7 +71,8 @@ def zaq_paper(job: Job) -> None:
 def _optimised(job: Job) -> Tensor:
     run = job.shared("images", job.budget.images, job.budget.image_iterations, job.budget.image_batch)
     images, _ = optimise_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
-                                iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run)
+                                iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run,
+                                task=job.task)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
 
@@ -77,13 +80,14 @@ def _optimised(job: Job) -> Tensor:
 def _prior(job: Job) -> Tensor:
     run = job.shared("prior", job.budget.images, job.budget.image_iterations, job.budget.image_batch)
     images, _ = prior_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
-                             iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run)
+                             iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run,
+                                task=job.task)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
 
 
 def _fresh_generator(job: Job, *, conditional: bool) -> Generator:
-    classes = count_classes(job.teacher, job.image_shape) if conditional else None
+    classes = count_classes(job.teacher, job.image_shape, job.task) if conditional else None
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
         generator = Generator(job.image_shape, classes,
@@ -95,24 +99,24 @@ def _trained_generator(job: Job, settings: zscgan.Settings) -> Generator:
     generator = _fresh_generator(job, conditional=True)
     run = job.shared("generator", settings.decides(), job.budget.generator_iterations, job.budget.image_batch)
     zscgan.train_generator(generator, job.teacher, iterations=job.budget.generator_iterations, settings=settings,
-                           batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run)
+                           batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run, task=job.task)
     job.notes["generator_iterations"] = job.budget.generator_iterations
     return generator
 
 
 @torch.no_grad()
-def _samples(generator: Generator, n: int, seed: int) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
-    return torch.cat([generator.sample(min(128, n - start), random)[0] for start in range(0, n, 128)])
+def _samples(generator: Generator, job: Job) -> Tensor:
+    n, size, random = job.range_images, job.calibration_batch, torch.Generator().manual_seed(job.seed)
+    return torch.cat([generator.sample(min(size, n - start), random)[0] for start in range(0, n, size)])
 
 
 def _finetune_on(job: Job, images: Tensor, find=stage_layers) -> None:
-    job.fit(images[:RANGE_IMAGES])
+    job.fit(images[:job.range_images])
     _finetune(job, pool_sampler(images, job.budget.batch_size), find)
 
 
 def _finetune_from(job: Job, generator: Generator) -> None:
-    job.fit(_samples(generator, RANGE_IMAGES, job.seed))
+    job.fit(_samples(generator, job))
 
     @torch.no_grad()
     def fresh(random: torch.Generator) -> Tensor:
@@ -123,13 +127,13 @@ def _finetune_from(job: Job, generator: Generator) -> None:
 def _finetune(job: Job, sampler: Sampler, find=stage_layers) -> None:
     finetune(job.student, job.teacher, sampler, job.compared(find), seed=job.seed,
              iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config), progress=job.progress,
-             run=job.run)
+             run=job.run, loss=partial(knowledge_loss, task=job.task))
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
 
 
 def _play(job: Job, generator: Generator, rules: adversary.Rules) -> None:
-    job.fit(_samples(generator, RANGE_IMAGES, job.seed))
+    job.fit(_samples(generator, job))
     adversary.play(generator, job.student, job.teacher, job.compared(), rules=rules,
                    iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config),
-                   batch_size=job.budget.batch_size, seed=job.seed, progress=job.progress, run=job.run)
+                   batch_size=job.budget.batch_size, seed=job.seed, progress=job.progress, run=job.run, task=job.task)
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from .images import count_classes
 from .job import fingerprint
 from .layers import QuantConfig, convert
 from .resume import RunState
+from .tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ LAB = Settings(3e-3, (0.5, 0.99), 0.05, one_cycle=True, variety_weight=0.5)  # w
 def train_generator(generator: Generator, teacher: nn.Module, *, iterations: int, batch_size: int = 128,
                     settings: Settings = LAB, seed: int = 0,
                     on_step: Callable[[int, dict[str, float]], None] | None = None, progress: bool = False,
-                    run: RunState | None = None) -> None:
+                    run: RunState | None = None, task: Task = CLASSIFICATION) -> None:
     """Train `generator` in place against the fixed `teacher` (eval mode); it is left in eval mode.
 
     on_step(iteration, {"statistics", "class", "similarity"}), those that the settings ask for, is called after each
@@ -83,10 +83,10 @@ def train_generator(generator: Generator, teacher: nn.Module, *, iterations: int
                 if settings.one_cycle:
                     optimizer.param_groups[0]["lr"] = settings.learning_rate * one_cycle(iteration / iterations)
                 images, labels = generator.sample(batch_size, random)
-                logits = teacher(images)
+                output = teacher(images)
                 losses = {"statistics": statistics.loss()}
                 if labels is not None:
-                    losses["class"] = F.cross_entropy(logits, labels)
+                    losses["class"] = task.label_loss(output, labels)
                 if settings.variety_weight:
                     losses["similarity"] = similarity(images)
                 numbers = {name: value.item() for name, value in losses.items()}

@@ -1,0 +1,69 @@
+"""torchvision's SSDLite through quantize(), with random weights: heads that learn, boxes in the end."""
+import pytest
+import torch
+from networks import awaken, teach
+from torch import nn
+
+from zsq_lab import QuantConfig, quantize
+from zsq_lab.detectors import Heads
+from zsq_lab.distill import relative_error
+from zsq_lab.job import Budget
+from zsq_lab.layers import quant_layers
+from zsq_lab.torchvision_compat import import_torchvision
+
+SHAPE = (3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def ssdlite() -> nn.Module:
+    """SSDLite with MobileNetV3, random weights, whose BatchNorms remember noise."""
+    import_torchvision()
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+    torch.manual_seed(0)
+    detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    with torch.no_grad():
+        teach(Heads(detector), torch.randn(8, *SHAPE))
+    return detector
+
+
+def test_heads_are_what_the_detector_itself_decides_by(ssdlite):
+    heads, images = Heads(ssdlite), torch.rand(2, *SHAPE)
+    with torch.no_grad():
+        own = heads.detections(heads(images))
+        transform, ssdlite.transform = ssdlite.transform, _no_transform()
+        theirs = ssdlite(list(images))
+        ssdlite.transform = transform
+    assert len(own) == len(theirs) == 2 and len(own[0]["boxes"]) > 0
+    for mine, expected in zip(own, theirs, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def _no_transform() -> nn.Module:
+    from torchvision.models.detection.image_list import ImageList
+
+    class Same(nn.Module):
+        def forward(self, images, targets=None):
+            return ImageList(torch.stack(images), [tuple(image.shape[1:]) for image in images]), targets
+
+        def postprocess(self, result, image_sizes, original_sizes):
+            return result
+    return Same()
+
+
+@pytest.mark.parametrize("recipe", ["rtn-bn", "best"])
+def test_ssdlite_through_quantize(ssdlite, recipe):
+    heads, images = Heads(ssdlite), torch.randn(2, *SHAPE)
+    result = quantize(heads, QuantConfig(8, 8), recipe, image_shape=SHAPE, task="detection",
+                      budget=Budget("tiny", 4, 2, 2, 2, 4, 2))
+    with torch.no_grad():
+        expected, output = heads(images), result.model(images)
+        found = result.model.detections(output)
+    assert len(quant_layers(result.model)) > 60
+    bound = 0.7 if recipe == "rtn-bn" else 0.3  # sixty layers of random weights: ranges from statistics alone are a rough guess
+    assert relative_error(output["classes"], expected["classes"]) < bound
+    assert [set(image) for image in found] == [{"boxes", "scores", "labels"}] * 2
+
+
+def test_what_is_no_detector():
+    with pytest.raises(ValueError, match="Linear has no backbone: expected a single-stage detector"):
+        Heads(awaken(nn.Linear(3, 2)))

@@ -1,0 +1,49 @@
+"""torchvision's detectors, opened up for `quantize`: what their heads say, before anything is selected from it.
+
+A detector of torchvision takes lists of images and returns finished boxes, of which there are sometimes none: nothing that
+a student could learn from. `Heads` gives every anchor's class logits and box numbers instead, as one dictionary, and
+turns them into boxes when asked. For SSD, SSDLite, RetinaNet and FCOS, with your own weights.
+"""
+import torch
+from torch import Tensor, nn
+
+from .torchvision_compat import import_torchvision
+
+OUTPUTS = {"cls_logits": "classes", "bbox_regression": "boxes"}
+
+
+class Heads(nn.Module):
+    """A single-stage torchvision detector on batches: images [N, 3, H, W] to {"classes": [N, K, L], "boxes": [N, 4, L]}.
+
+    images: already normalised and of the size that the detector was trained with: torchvision's own transform is left out,
+    because a quantizer's input is what the first layer sees. L: the number of anchors.
+    Raises ValueError for what is not such a detector.
+    """
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        missing = [part for part in ("backbone", "head", "anchor_generator", "postprocess_detections")
+                   if not hasattr(detector, part)]
+        if missing:
+            raise ValueError(f"{type(detector).__name__} has no {missing[0]}: expected a single-stage detector of torchvision "
+                             "(SSD, SSDLite, RetinaNet, FCOS)")
+        self.detector = detector.eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = list(self.detector.backbone(images).values())
+        output = self.detector.head(features)
+        self.sizes = [tuple(feature.shape[2:]) for feature in features]
+        self.image_size = tuple(images.shape[2:])
+        return {own: output[theirs].transpose(1, 2) for theirs, own in OUTPUTS.items()}
+
+    @torch.no_grad()
+    def detections(self, output: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Boxes of the last batch that `forward` saw: per image {"boxes" [k, 4], "scores", "labels"}, in pixels."""
+        import_torchvision()
+        from torchvision.models.detection.image_list import ImageList  # import_torchvision made this safe
+        count = len(output["classes"])
+        blank = output["classes"].new_zeros(count, 3, *self.image_size)
+        maps = [blank.new_zeros(count, 1, *size) for size in self.sizes]
+        anchors = self.detector.anchor_generator(ImageList(blank, [self.image_size] * count), maps)
+        heads = {theirs: output[own].transpose(1, 2) for theirs, own in OUTPUTS.items()}
+        return self.detector.postprocess_detections(heads, anchors, [self.image_size] * count)

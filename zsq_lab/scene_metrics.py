@@ -1,0 +1,75 @@
+"""How good masks and boxes are: mIoU and mAP of torchmetrics, on what a network says about scenes.
+
+mIoU: per class, intersection over union of all test pixels together, then the mean over the classes; unlabelled pixels do
+not count. mAP: average precision by pycocotools, the mean over the classes, at IoU 0.5 and averaged over 0.5, 0.55 ... 0.95.
+Evaluating reads and never writes: no range, no statistic, no mode changes.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .scenes import UNLABELLED, SceneDataset, Scenes
+from .torchvision_compat import import_torchvision
+
+BATCH = 16
+
+
+@torch.inference_mode()
+def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset, progress: bool = False) -> Iterator[tuple[Scenes, object]]:
+    """Batches of scenes, each with what the model (in eval mode) says about it."""
+    device = next(model.parameters()).device
+    starts = range(0, len(scenes), BATCH)
+    for start in tqdm(starts, "evaluating", disable=not progress, leave=False):
+        part = Scenes(scenes.images[start:start + BATCH], scenes.targets[start:start + BATCH])
+        yield part, model(dataset.normalise(part.images.to(device)).contiguous(memory_format=torch.channels_last))
+
+
+def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, predict, progress: bool = False) -> dict:
+    """{"mIoU": percent, "per_class": {name: percent}}. predict: outputs -> masks int64 [N, H, W]."""
+    import_torchvision()  # before torchmetrics, which imports it by itself and would not survive a broken one
+    from torchmetrics.classification import MulticlassJaccardIndex
+    metric = MulticlassJaccardIndex(len(dataset.classes), average="none", ignore_index=UNLABELLED, validate_args=False)
+    with _evaluating(model):
+        for part, output in outputs(model, scenes, dataset, progress):
+            metric.update(predict(output).cpu(), part.targets.long())
+    each = 100 * metric.compute().double()
+    return {"mIoU": each.mean().item(), "per_class": dict(zip(dataset.classes, each.tolist(), strict=True))}
+
+
+def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, predict, progress: bool = False) -> dict:
+    """{"mAP50", "mAP": percent, "per_class": {name: average precision at 0.5 : 0.95, percent}}.
+
+    predict: outputs -> per image {"boxes", "scores", "labels"} as torchvision's detectors give them.
+    """
+    import_torchvision()
+    from torchmetrics.detection import MeanAveragePrecision
+    metric = MeanAveragePrecision(backend="pycocotools", class_metrics=True)
+    metric.warn_on_many_detections = False
+    with _evaluating(model):
+        for part, output in outputs(model, scenes, dataset, progress):
+            wanted = [{"boxes": target.boxes, "labels": target.labels} for target in part.targets]
+            metric.update([{key: value.cpu() for key, value in image.items()} for image in predict(output)], wanted)
+    result = metric.compute()
+    classes = torch.atleast_1d(result["classes"]).tolist()
+    each = torch.atleast_1d(result["map_per_class"]).double()
+    return {"mAP50": 100 * result["map_50"].item(), "mAP": 100 * result["map"].item(),
+            "per_class": {dataset.classes[index]: 100 * value for index, value in zip(classes, each.tolist(), strict=True)}}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def label_map(logits: Tensor) -> Tensor:
+    """Logits [N, K, H, W] to the most likely class of each pixel, int64 [N, H, W]."""
+    return logits.argmax(1)
