@@ -112,20 +112,29 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             values = {key: file.get_tensor(key) for key in file.keys()}
-        image_shape = tuple(facts["image_shape"])
-        name = facts["model"]
-        imagenet = imagenet_models.is_imagenet(name)
-        untrained = imagenet_models.build(name.split("/")[1]) if imagenet else build(name.split("/")[1], facts.get("classes", 10))
-        _, student = convert(untrained, QuantConfig(**facts["config"]), image_shape)
-        for key in [key for key in values if key.endswith(".cap")]:  # recipe dfq rescales the caps of ReLU6
-            activation = student.get_submodule(key.removesuffix(".cap"))
-            if not isinstance(activation, ClippedReLU):
-                replace_module(student, activation, ClippedReLU(values[key]))
+        student = empty_student(facts, values)
         student.load_state_dict(values)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a quantized model of this lab: {str(error).splitlines()[0]}. "
                          "Write it again with `python -m zsq_lab quantize`.") from error
     return student.eval(), facts
+
+
+def empty_student(facts: dict, values: dict, network: nn.Module | None = None) -> nn.Module:
+    """A quantized model of the facts' architecture and configuration, to be filled with `values` (a state_dict).
+
+    network: one of the same architecture, where it is not one of the lab's.
+    """
+    if network is None:
+        name = facts["model"]
+        own, imagenet = name.split("/")[1], imagenet_models.is_imagenet(name)
+        network = imagenet_models.build(own) if imagenet else build(own, facts.get("classes", 10))
+    _, student = convert(network, QuantConfig(**facts["config"]), tuple(facts["image_shape"]))
+    for key in [key for key in values if key.endswith(".cap")]:  # recipe dfq rescales the caps of ReLU6
+        activation = student.get_submodule(key.removesuffix(".cap"))
+        if not isinstance(activation, ClippedReLU):
+            replace_module(student, activation, ClippedReLU(values[key]))
+    return student
 
 
 def generator_path(name: str) -> Path:

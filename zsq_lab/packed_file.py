@@ -1,0 +1,119 @@
+"""A quantized model in a small file: weights packed at their own bits, scales and biases beside them (safetensors).
+
+What comes back computes the same to the last bit: a weight is stored as its grid point and its scale, and that is all
+the forward pass ever used. The memory of BatchNorm, which only the making of images needs, is left out.
+Any tool that reads safetensors can read the file; `packing` says in which order the bits lie.
+"""
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .checkpoints import empty_student
+from .folding import FoldedBatchNorm, replace_module
+from .layers import QuantLayer, quant_layers
+from .packing import pack, unpack
+from .quantizer import dequantize
+
+FORMAT = "zsq-lab packed 1"
+INPUTS = ("input_scales", "input_zero_points")  # of all quantized layers' call sites, in the order of the forward pass
+
+
+@torch.no_grad()
+def save_packed(student: nn.Module, path: Path, facts: dict) -> int:
+    """Write a quantized model and its facts, atomically; returns the file's size in bytes.
+
+    facts: with `config` and `image_shape`, as `quantize` reports them, and `model`, the lab's name of the network.
+    """
+    layers, values = quant_layers(student), student.state_dict()
+    inputs = [q for layer in layers.values() for q in layer.input_quantizers]
+    stored = {INPUTS[0]: torch.stack([q.scale.reshape(()) for q in inputs]),
+              INPUTS[1]: torch.stack([q.zero_point.reshape(()) for q in inputs])}
+    for name, layer in layers.items():
+        quantizer = layer.weight_quantizer
+        codes = quantizer.integers(layer.layer.weight.contiguous()) - quantizer.quant_min
+        stored[f"{name}.weight"] = torch.from_numpy(pack(codes.cpu().numpy(), quantizer.bits))
+        stored[f"{name}.scale"] = quantizer.scale.reshape(-1)
+        if not quantizer.symmetric:
+            stored[f"{name}.zero_point"] = quantizer.zero_point.reshape(-1)
+    stored |= {key: values[key] for key in _rest(student)}
+    stored = {key: value.detach().cpu().contiguous() for key, value in stored.items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(stored, partial, {"format": FORMAT, "checksum": _checksum(stored), "facts": json.dumps(facts)})
+    partial.replace(path)
+    return path.stat().st_size
+
+
+def load_packed(path: Path, network: nn.Module | None = None) -> tuple[nn.Module, dict]:
+    """The quantized model of a file that `save_packed` wrote, in eval mode, and its facts.
+
+    network: a network of the same architecture, where the file holds one that is not the lab's own; it is left
+    untouched. The file holds numbers and no code. Raises ValueError when it is missing, damaged or foreign.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no packed model at {path}: write one with `python -m zsq_lab export --out {path}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            stored = {key: file.get_tensor(key) for key in file.keys()}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is '{metadata.get('format')}', expected '{FORMAT}'")
+        if metadata.get("checksum") != _checksum(stored):
+            raise ValueError("its checksum is wrong, some bytes have changed")
+        facts = json.loads(metadata["facts"])
+        return _fill(empty_student(facts, stored, network), stored), facts
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a packed model of this lab: {str(error).splitlines()[0]}. "
+                         "Write it again with `python -m zsq_lab export`.") from error
+
+
+def _fill(student: nn.Module, stored: dict[str, Tensor]) -> nn.Module:
+    """Put the stored numbers into a fresh student; what only BatchNorm's memory was for becomes a plain identity."""
+    for module in [m for m in student.modules() if isinstance(m, FoldedBatchNorm)]:
+        replace_module(student, module, nn.Identity())
+    values = {key: stored[key] for key in _rest(student)}
+    sites = iter(zip(stored[INPUTS[0]], stored[INPUTS[1]], strict=True))
+    for name, layer in quant_layers(student).items():
+        values |= _weight(name, layer, stored)
+        for index in range(len(layer.input_quantizers)):
+            scale, zero_point = next(sites)
+            prefix = f"{name}.input_quantizers.{index}"
+            values |= {f"{prefix}.scale": scale, f"{prefix}.zero_point": zero_point}
+    student.load_state_dict(values)
+    return student.eval()
+
+
+def _weight(name: str, layer: QuantLayer, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weight of a layer with its scale and zero point, in the shapes that the layer's state has."""
+    quantizer, weight = layer.weight_quantizer, layer.layer.weight
+    shape = [1] * weight.ndim
+    shape[quantizer.axis] = -1
+    scale = stored[f"{name}.scale"].reshape(shape)
+    zero_point = torch.zeros_like(scale) if quantizer.symmetric else stored[f"{name}.zero_point"].reshape(shape)
+    codes = unpack(stored[f"{name}.weight"].numpy(), quantizer.bits, weight.numel())
+    integers = torch.from_numpy(codes.astype(np.float32)).reshape(weight.shape) + quantizer.quant_min
+    return {f"{name}.layer.weight": dequantize(integers, scale, zero_point), f"{name}.weight_quantizer.scale": scale,
+            f"{name}.weight_quantizer.zero_point": zero_point}
+
+
+def _rest(student: nn.Module) -> list[str]:
+    """State that is neither a quantized weight, nor a quantizer's, nor the memory of a folded BatchNorm: biases mostly."""
+    packed = {f"{name}.layer.weight" for name in quant_layers(student)}
+    memory = tuple(f"{name}." for name, m in student.named_modules() if isinstance(m, FoldedBatchNorm))
+    quantizers = tuple(f"{name}.{part}" for name in quant_layers(student) for part in ("weight_quantizer.", "input_quantizers."))
+    return [key for key in student.state_dict() if key not in packed and not key.startswith((*memory, *quantizers))]
+
+
+def _checksum(stored: dict[str, Tensor]) -> str:
+    checksum = 0
+    for key in sorted(stored):
+        checksum = zlib.crc32(stored[key].numpy().tobytes(), zlib.crc32(key.encode(), checksum))
+    return f"{checksum:08x}"
