@@ -6,7 +6,7 @@ problems. Exit status 0, or with one clear line on stderr 2 for a wrong argument
 import sys
 from pathlib import Path
 
-from . import sweep_command
+from . import export_command, sweep_command
 from .arguments import Parser, WrongArgument, answer, bit_width, positive
 
 
@@ -46,7 +46,7 @@ def build_parser() -> Parser:
     sub = command("synthesize", "make images from a network's statistics", _synthesize, model=True)
     sub.add_argument("-n", type=positive, default=256, help="how many images")
     sub.add_argument("--budget", default="standard")
-    sub.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    sub.add_argument("--out", type=Path, required=True, help="the .npz file to write, or a folder for arrays, pictures and a manifest")
     sub = command("evaluate", "measure a network, or a quantized one that was written", _evaluate, model=True)
     sub.add_argument("--quantized", type=Path, help="file written by `quantize --out`")
     sub.add_argument("--n-test", type=positive)
@@ -61,6 +61,9 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, help="file to write, with a card beside it; default in data/cache")
     sub = command("sweep", "measure many settings, on one machine or many; the same command resumes", sweep_command.run)
     sweep_command.add_arguments(sub)
+    sub = command("export", "write a quantized network for another runtime, compare and measure it",
+                  lambda args: export_command.run(args, _model), model=True)
+    export_command.add_arguments(sub)
     return parser
 
 
@@ -157,21 +160,22 @@ def _quantize(args) -> None:
 
 
 def _synthesize(args) -> None:
-    import numpy as np
-
+    from .calibration_set import save_npz, write_calibration_set
     from .recipes import BUDGETS, synthesize
     from .tasks import task_of
     if args.budget not in BUDGETS:
         raise WrongArgument(f"unknown budget '{args.budget}': expected one of {', '.join(BUDGETS)}")
-    if args.out.suffix != ".npz":
-        raise WrongArgument(f"--out {args.out}: expected a name that ends in .npz")
-    _writable(args.out)
+    if args.out.suffix not in ("", ".npz") or args.out.is_file() and not args.out.suffix:
+        raise WrongArgument(f"--out {args.out}: expected a folder, or a name that ends in .npz")
+    if args.out.suffix:
+        _writable(args.out)
     name, dataset, network = _model(args)
     images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
                         progress=True, task=task_of(name))
-    partial = args.out.with_suffix(".partial.npz")
-    np.savez(partial, images=images.numpy(), mean=np.float32(dataset.mean), std=np.float32(dataset.std))
-    partial.replace(args.out)
+    if args.out.suffix:
+        save_npz(args.out, images, dataset)
+    else:
+        write_calibration_set(args.out, images, dataset, {"model": name, "seed": args.seed, "budget": args.budget})
     answer(args, {"model": name, "n": args.n, "shape": list(images.shape), "seed": args.seed, "out": str(args.out)},
             f"{args.n} images {list(images.shape[1:])} of {name} written to {args.out}: `images` is normalised, "
             "pixels = images * std + mean")

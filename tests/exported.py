@@ -1,0 +1,69 @@
+"""What the tests of the export share: small networks of every kind, quantized, deployed and run in ONNX Runtime."""
+import torch
+import torch.nn.functional as F
+from networks import IMAGE, Mobile, Residual, SharedReLU, awaken, images, teach
+from torch import Tensor, nn
+
+from zsq_lab.deploy import deploy
+from zsq_lab.layers import QuantConfig
+from zsq_lab.recipes import quantize
+
+
+class Shapes(nn.Module):
+    """Option-A shortcut, max-pooling, concatenation, slicing, a flatten in place of a mean, a method instead of a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 10, 3, stride=2, padding=1), nn.Conv2d(16, 4, 1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu_()
+        y = F.relu(self.b(x)) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        z = torch.cat([y, F.max_pool2d(x, 2)], 1)
+        return self.fc(F.avg_pool2d(self.c(z), 2).flatten(1))
+
+
+class PreActivation(nn.Module):
+    """The shortcut branches off before the ReLU: its numbers are negative as well, the convolution's are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.fc = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.b(F.relu(self.a(F.relu(x))))
+        return self.fc(F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1))
+
+
+class Branches(nn.Module):
+    """Two convolutions read one tensor, a sigmoid gate multiplies, a transposed convolution and two kinds of upsampling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.gate, self.up, self.head = nn.Linear(4, 4), nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = F.hardswish(self.stem(x))
+        s = F.relu6(self.left(s)) + F.leaky_relu(self.right(s), 0.1)
+        s = s * torch.sigmoid(self.gate(s.mean((2, 3))))[:, :, None, None]
+        low = F.interpolate(self.head(s), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return low + F.interpolate(self.head(F.silu(self.up(s)))[:, :, ::2, ::2], scale_factor=2.0)
+
+
+NETWORKS = {"residual": Residual, "mobile": Mobile, "shared relu": SharedReLU, "shapes": Shapes, "preactivation": PreActivation,
+            "branches": Branches}
+
+
+def student(network: nn.Module, bits: int = 8, activation_bits: int | None = None, recipe: str = "rtn-noise",
+            shape: tuple[int, ...] = IMAGE) -> nn.Module:
+    """The network quantized at these widths."""
+    return quantize(network, QuantConfig(bits, activation_bits or bits), recipe, image_shape=shape).model
+
+
+def deployed(name: str, bits: int = 8, activation_bits: int | None = None):
+    """A network of NETWORKS and its deployed program."""
+    network = teach(awaken(NETWORKS[name]()), images(32))
+    return network, deploy(student(network, bits, activation_bits), IMAGE, images(32))

@@ -1,0 +1,266 @@
+"""How each ATen operation of a program is written in ONNX: a table, name -> function of (writer, step).
+
+Arguments stand in the order of ATen's schema. An operation that is not here is refused by its name.
+"""
+import numpy as np
+from torch import Tensor
+
+from .program import Step, Value
+
+END = 2**63 - 1  # "to the end" in ONNX's Slice
+SIMPLE = {"sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "neg": "Neg", "abs": "Abs",
+          "hardswish": "HardSwish", "erf": "Erf", "sin": "Sin", "cos": "Cos"}
+ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "matmul": "MatMul", "mm": "MatMul", "bmm": "MatMul"}
+
+
+def write(writer, step: Step) -> None:
+    """Write one step. Raises ValueError for an operation that is not in the table, or with arguments that ONNX lacks."""
+    if step.name in SIMPLE:
+        writer.result(writer.node(SIMPLE[step.name], [writer.float_of(step.args[0])]))
+    elif step.name in ARITHMETIC:
+        _arithmetic(writer, step)
+    elif step.name in OPERATORS:
+        OPERATORS[step.name](writer, step)
+    else:
+        raise _refused(step, f"only these operations are: {', '.join(sorted({*SIMPLE, *ARITHMETIC, *OPERATORS}))}")
+
+
+def _refused(step: Step, why: str) -> ValueError:
+    return ValueError(f"the operation {step.name} cannot be exported: {why}")
+
+
+def _arithmetic(writer, step: Step) -> None:
+    if step.options.get("alpha", 1) != 1:
+        raise _refused(step, "alpha is not 1; multiply in an operation of its own")
+    writer.result(writer.node(ARITHMETIC[step.name], [writer.float_of(a) for a in step.args[:2]]))
+
+
+def _convolution(writer, step: Step) -> None:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = step.args
+    attributes = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
+    if transposed:
+        inputs = [writer.float_of(x), writer.layer_weight(weight, 1)] if groups == 1 or isinstance(weight, Tensor) else \
+            [writer.float_of(x), _grouped_transposed(writer, step)]
+        inputs += [writer.float_of(bias)] if bias is not None else []
+        writer.result(writer.node("ConvTranspose", inputs, output_padding=output_padding, **attributes))
+        return
+    writer.result(writer.node("Conv", [writer.float_of(x), writer.layer_weight(weight, 0), *writer.layer_bias(step)], **attributes))
+
+
+def _grouped_transposed(writer, step: Step) -> str:
+    """No axis of this weight runs over all output channels: it is stored in floats."""
+    weight = step.args[1]
+    quantized = writer.program.steps[weight.step]
+    return writer.constant(quantized.quantizer(quantized.args[0]), np.float32)
+
+
+def _linear(writer, step: Step) -> None:
+    bias, x, weight = step.args[:3]
+    transpose = isinstance(weight, Value) and writer.program.steps[weight.step].name == "t"
+    if transpose:  # stored as PyTorch has it, [out, in]
+        weight = writer.program.steps[weight.step].args[0]
+    name = writer.layer_weight(weight, 0 if transpose else 1)
+    writer.result(writer.node("Gemm", [writer.float_of(x), name, *writer.layer_bias(step)], transB=int(transpose)))
+
+
+def _transposed_weight(writer, step: Step) -> None:
+    if step.args[0] not in writer.integers:
+        writer.result(writer.node("Transpose", [writer.float_of(step.args[0])], perm=[1, 0]))
+
+
+def _clamp(low, high):
+    """Bounds as ONNX's Clip wants them; on integers the bounds' own integers, and nothing where the grid ends anyway."""
+    def on_integers(writer, name, quantizer):
+        ends = [int(quantizer.integers(_tensor(b, quantizer))) if b is not None else None for b in (low, high)]
+        bottom = quantizer.quant_min if ends[0] is None else ends[0]
+        top = quantizer.quant_max if ends[1] is None else ends[1]
+        if (bottom, top) == (quantizer.quant_min, quantizer.quant_max):
+            return name
+        return writer.node("Clip", [name, writer.constant(bottom, np.uint8), writer.constant(top, np.uint8)])
+
+    def on_floats(writer, name):
+        ends = ["" if b is None else writer.constant(b, np.float32) for b in (low, high)]
+        return writer.node("Clip", [name, *ends])
+    return on_integers, on_floats
+
+
+def _tensor(bound, quantizer):
+    import torch
+    return torch.as_tensor(bound, dtype=torch.float32, device=quantizer.scale.device)
+
+
+def _bounded(low, high, writer, step: Step) -> None:
+    on_integers, on_floats = _clamp(low, high)
+    plain_relu = (low, high) == (0, None)
+    writer.same_grid(step, lambda name, q: on_integers(writer, name, q),
+                     lambda name: writer.node("Relu", [name]) if plain_relu else on_floats(writer, name))
+
+
+def _extreme(kind: str):
+    def write(writer, step: Step) -> None:
+        first, other = step.args[:2]
+
+        def on_integers(name, quantizer):
+            return writer.node(kind, [name, writer.constant(quantizer.integers(other), np.uint8)])
+        if isinstance(other, Tensor):
+            writer.same_grid(step, on_integers, lambda name: writer.node(kind, [name, writer.constant(other, np.float32)]))
+        else:
+            writer.result(writer.node(kind, [writer.float_of(first), writer.float_of(other)]))
+    return write
+
+
+def _max_pool(writer, step: Step) -> None:
+    _, kernel, stride, padding, dilation, ceil = step.args
+    attributes = {"kernel_shape": kernel, "strides": stride or kernel, "pads": [*padding, *padding] * (len(kernel) // len(padding)),
+                  "dilations": list(dilation) * (len(kernel) // len(dilation)), "ceil_mode": int(ceil)}
+    writer.same_grid(step, lambda name, _: writer.node("MaxPool", [name], **attributes),
+                     lambda name: writer.node("MaxPool", [name], **attributes))
+
+
+def _average_pool(writer, step: Step) -> None:
+    x, kernel, stride, padding, ceil, include, divisor = step.args
+    if divisor is not None:
+        raise _refused(step, "ONNX's average has no divisor of its own")
+    writer.result(writer.node("AveragePool", [writer.float_of(x)], kernel_shape=kernel, strides=stride or kernel,
+                              pads=[*padding, *padding], ceil_mode=int(ceil), count_include_pad=int(include)))
+
+
+def _adaptive_pool(writer, step: Step) -> None:
+    x, size = step.args[:2]
+    before = shape_of(writer, x)[2:]
+    if any(b % s for b, s in zip(before, size, strict=True)):
+        raise _refused(step, f"{before} positions are no multiple of {size}")
+    kernel = [b // s for b, s in zip(before, size, strict=True)]
+    kind = {"kernel_shape": kernel, "strides": kernel} if max(size) > 1 else {}
+    writer.result(writer.node("AveragePool" if kind else "GlobalAveragePool", [writer.float_of(x)], **kind))
+
+
+def _mean(writer, step: Step) -> None:
+    x, axes, keep = (*step.args, None, False)[:3]  # without axes: the mean of everything
+    rank = len(shape_of(writer, x))
+    axes = sorted(a % rank for a in axes) if axes else list(range(rank))
+    if axes == list(range(2, rank)) and rank > 2:  # the one that runtimes have an integer kernel for
+        name = writer.node("GlobalAveragePool", [writer.float_of(x)])
+        writer.result(name if keep else writer.node("Flatten", [name], axis=1))
+    elif writer.opset < 18:
+        writer.result(writer.node("ReduceMean", [writer.float_of(x)], axes=axes, keepdims=int(keep)))
+    else:
+        writer.result(writer.node("ReduceMean", [writer.float_of(x), writer.constant(axes, np.int64)], keepdims=int(keep)))
+
+
+def _slice(writer, step: Step) -> None:
+    _, axis, start, end, stride = step.args
+    ends = [writer.constant([v], np.int64) for v in (start or 0, END if end is None else end, axis, stride)]
+    writer.same_grid(step, lambda name, _: writer.node("Slice", [name, *ends]), lambda name: writer.node("Slice", [name, *ends]))
+
+
+def _select(writer, step: Step) -> None:
+    _, axis, index = step.args
+    place = writer.constant(index, np.int64)
+    writer.same_grid(step, lambda name, _: writer.node("Gather", [name, place], axis=axis),
+                     lambda name: writer.node("Gather", [name, place], axis=axis))
+
+
+def _reshape(writer, step: Step) -> None:
+    shape = writer.constant(step.shape, np.int64)
+    writer.same_grid(step, lambda name, _: writer.node("Reshape", [name, shape]), lambda name: writer.node("Reshape", [name, shape]))
+
+
+def _permute(writer, step: Step) -> None:
+    rank = len(shape_of(writer, step.args[0]))
+    if step.name == "transpose":
+        order = list(range(rank))
+        a, b = (d % rank for d in step.args[1:3])
+        order[a], order[b] = order[b], order[a]
+    else:
+        order = [d % rank for d in step.args[1]]
+    writer.same_grid(step, lambda name, _: writer.node("Transpose", [name], perm=order),
+                     lambda name: writer.node("Transpose", [name], perm=order))
+
+
+def _pad(writer, step: Step) -> None:
+    amounts, value = step.args[1], step.args[2] if step.name == "constant_pad_nd" else 0
+    rank, pairs = len(shape_of(writer, step.args[0])), len(amounts) // 2
+    pads = np.zeros((2, rank), np.int64)
+    for i in range(pairs):  # PyTorch begins with the last dimension
+        pads[:, rank - 1 - i] = amounts[2 * i:2 * i + 2]
+    where, mode = writer.constant(pads.reshape(-1)), "reflect" if step.name == "reflection_pad2d" else "constant"
+    fill = [] if mode == "reflect" else [writer.constant(value, np.float32)]
+    writer.same_grid(step, lambda name, q: writer.node("Pad", [name, where, *([writer.grid_constants(q)[1]] if fill else [])], mode=mode),
+                     lambda name: writer.node("Pad", [name, where, *fill], mode=mode))
+
+
+def _concatenate(writer, step: Step) -> None:
+    writer.result(writer.node("Concat", [writer.float_of(a) for a in step.args[0]], axis=step.args[1]))
+
+
+def _split(writer, step: Step) -> None:
+    x, sizes, axis = step.args
+    whole = shape_of(writer, x)[axis]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
+    names = writer.node("Split", [writer.float_of(x), writer.constant(sizes, np.int64)], outputs=len(sizes), axis=axis)
+    for part, name in enumerate(names if len(sizes) > 1 else [names]):
+        writer.result(name, part)
+
+
+def _upsample(writer, step: Step) -> None:
+    """The output's size follows from the recorded one: the image's size is fixed, the batch is not."""
+    bilinear = "bilinear" in step.name
+    align = bool(step.args[2]) if bilinear else False
+    before, after = shape_of(writer, step.args[0])[2:], step.shape[2:]
+    factors = writer.constant([1, 1, *(a / b for a, b in zip(after, before, strict=True))], np.float32)
+    how = {"mode": "linear" if bilinear else "nearest",
+           "coordinate_transformation_mode": "align_corners" if align else "half_pixel" if bilinear else "asymmetric"}
+    how |= {} if bilinear else {"nearest_mode": "floor"}
+    writer.same_grid(step, lambda name, _: writer.node("Resize", [name, "", factors], **how),
+                     lambda name: writer.node("Resize", [name, "", factors], **how))
+
+
+def _batch_norm(writer, step: Step) -> None:
+    x, weight, bias, mean, variance = step.args[:5]
+    eps = next(a for a in reversed(step.args) if isinstance(a, float))
+    weight = np.ones(len(mean), np.float32) if weight is None else weight
+    bias = np.zeros(len(mean), np.float32) if bias is None else bias
+    writer.result(writer.node("BatchNormalization", [writer.float_of(x), *(writer.constant(v, np.float32) for v in
+                                                                          (weight, bias, mean, variance))], epsilon=eps))
+
+
+def _silu(writer, step: Step) -> None:
+    name = writer.float_of(step.args[0])
+    writer.result(writer.node("Mul", [name, writer.node("Sigmoid", [name])]))
+
+
+def _hard_sigmoid(writer, step: Step) -> None:
+    writer.result(writer.node("HardSigmoid", [writer.float_of(step.args[0])], alpha=1 / 6, beta=0.5))
+
+
+def _leaky(writer, step: Step) -> None:
+    writer.result(writer.node("LeakyRelu", [writer.float_of(step.args[0])], alpha=step.args[1]))
+
+
+def _softmax(writer, step: Step) -> None:
+    writer.result(writer.node("Softmax", [writer.float_of(step.args[0])], axis=step.args[1]))
+
+
+def shape_of(writer, value: Value) -> tuple[int, ...]:
+    """The shape of a result, the batch as -1."""
+    return writer.program.steps[value.step].shape if value.step >= 0 else (-1, *writer.program.image_shape)
+
+
+OPERATORS = {
+    "convolution": _convolution, "addmm": _linear, "t": _transposed_weight,
+    "relu": lambda w, s: _bounded(0, None, w, s),
+    "hardtanh": lambda w, s: _bounded(s.args[1], s.args[2], w, s),
+    "clamp": lambda w, s: _bounded(s.args[1], s.args[2], w, s),
+    "clamp_min": lambda w, s: _bounded(s.args[1], None, w, s),
+    "clamp_max": lambda w, s: _bounded(None, s.args[1], w, s),
+    "minimum": _extreme("Min"), "maximum": _extreme("Max"),
+    "max_pool2d_with_indices": _max_pool, "avg_pool2d": _average_pool, "_adaptive_avg_pool2d": _adaptive_pool,
+    "mean": _mean, "slice": _slice, "select": _select, "view": _reshape, "_unsafe_view": _reshape, "reshape": _reshape,
+    "_reshape_alias": _reshape, "squeeze": _reshape, "unsqueeze": _reshape, "permute": _permute, "transpose": _permute,
+    "constant_pad_nd": _pad, "reflection_pad2d": _pad, "cat": _concatenate, "split": _split, "split_with_sizes": _split,
+    "upsample_nearest2d": _upsample, "upsample_bilinear2d": _upsample, "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit_no_training": _batch_norm, "silu": _silu, "hardsigmoid": _hard_sigmoid, "leaky_relu": _leaky,
+    "_softmax": _softmax,
+}
