@@ -1,0 +1,67 @@
+"""Calibration sets on disk: another tool that follows the manifest gets the network's own input back."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from networks import images
+from PIL import Image
+
+from zsq_lab.calibration_set import read_calibration_set, write_calibration_set
+from zsq_lab.data import find_dataset
+
+SHAPE = (3, 12, 10)
+
+
+@pytest.fixture
+def written(tmp_path):
+    made = images(5, SHAPE)
+    folder = tmp_path / "set"
+    return folder, made, write_calibration_set(folder, made, find_dataset("embedded"), {"model": "m", "seed": 3})
+
+
+def test_arrays_come_back_bit_for_bit(written, tmp_path):
+    folder, made, _ = written
+    assert torch.equal(read_calibration_set(folder), made) and torch.equal(read_calibration_set(folder / "images.npz"), made)
+    assert [p.name for p in tmp_path.iterdir()] == ["set"], "nothing half-written is left"
+
+
+def test_pictures_follow_the_manifest(written):
+    folder, made, manifest = written
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+    assert (manifest["n"], manifest["shape"], manifest["model"], manifest["layout"]) == (5, list(SHAPE), "m", "NCHW")
+    names = sorted(p.name for p in (folder / "images").iterdir())
+    assert names == sorted(manifest["pictures"]["sha256"]) == [f"{i:05}.png" for i in range(5)]
+    mean, std = (np.array(manifest["normalisation"][k]) for k in ("mean", "std"))
+    for name, own in zip(names, made.numpy(), strict=True):  # as a tool outside of Python would do it
+        pixels = np.asarray(Image.open(folder / "images" / name)).astype(float)
+        assert pixels.shape == (12, 10, 3)
+        got = ((pixels / 255 - mean) / std).transpose(2, 0, 1)
+        inside = (own * std[:, None, None] + mean[:, None, None] >= 0) & (own * std[:, None, None] + mean[:, None, None] <= 1)
+        assert np.abs(got - own)[inside].max() <= 0.5 / 255 / std.min() + 1e-6 and inside.mean() > 0.8
+    assert 0 < manifest["pictures"]["clipped"] < 0.1
+
+
+def test_an_earlier_set_is_replaced_and_nothing_else(written, tmp_path):
+    folder, made, _ = written
+    write_calibration_set(folder, made[:2], find_dataset("embedded"), {})
+    assert len(read_calibration_set(folder)) == 2 and len(list((folder / "images").iterdir())) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="mine exists and is no calibration set"):
+        write_calibration_set(tmp_path / "mine", made, find_dataset("embedded"), {})
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_damaged_and_foreign_sets_are_one_clear_error(written, tmp_path):
+    folder, _, _ = written
+    content = (folder / "images.npz").read_bytes()
+    for bad in (b"", content[:-100], content[:200] + b"\0" + content[201:]):
+        (folder / "images.npz").write_bytes(bad)
+        with pytest.raises(ValueError, match="not a calibration set .*synthesize"):
+            read_calibration_set(folder)
+    np.savez(tmp_path / "pickled.npz", images=np.array([{"a": 1}], object))
+    np.savez(tmp_path / "bytes.npz", images=np.zeros((2, 3, 4, 4), np.uint8))
+    for other in ("pickled.npz", "bytes.npz", "none"):
+        with pytest.raises(ValueError, match="not a calibration set"):
+            read_calibration_set(tmp_path / other)
