@@ -51,12 +51,12 @@ EACH = [(recipe, convention) for recipe in RECIPES for convention in conventions
 
 
 ITERATIONS = {"zeroq": 3, "distilled": 6, "gznq": 3, "gznq-finetuned": 6, "zs-cgan": 6, "zs-cgan-paper": 6, "zaq": 6,
-              "zaq-paper": 3, "best": 6, "real-finetune": 3}  # with the budget of three of each
+              "zaq-paper": 3, "reconstructed": 6, "best": 6, "real-finetune": 3}  # with the budget of three of each
 
 
 def test_the_named_recipes_and_budgets():
     assert list(RECIPES) == ["rtn-noise", "rtn-bn", "dfq", "squant", "zeroq", "distilled", "gznq", "gznq-finetuned",
-                             "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper", "best", "real-ranges", "real-finetune"]
+                             "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper", "reconstructed", "best", "real-ranges", "real-finetune"]
     assert [name for name, recipe in RECIPES.items() if recipe.needs_images] == ["real-ranges", "real-finetune"]
     assert list(BUDGETS) == ["quick", "standard", "long"] and all(name == b.name for name, b in BUDGETS.items())
 

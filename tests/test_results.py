@@ -75,7 +75,7 @@ def test_the_networks_weights_are_in_the_digest(tmp_path, monkeypatch, fresh):
 
 
 @pytest.mark.parametrize("file, old, new", [
-    ("post_training.py", "job.fit(job.noise(job.calibration_batch))", "job.fit(job.noise(7))"),  # the recipe itself
+    ("post_training.py", "job.fit(job.noise(job.statistics_images))", "job.fit(job.noise(7))"),  # the recipe itself
     ("job.py", "CALIBRATION_BATCH = 128", "CALIBRATION_BATCH = 64"),  # what it calls
     ("quantizer.py", "round()", "floor()"),  # and what that calls
     ("bn_stats.py", "import torch\n", "import torch\ntorch.set_flush_denormal(True)\n"),

@@ -80,7 +80,7 @@ class FineTuning:
 
     def __init__(self, student: nn.Module, teacher: nn.Module, stages: list[str], learning_rate: float, loss=knowledge_loss):
         self.student, self.teacher, self.learning_rate, self.loss = student, teacher, learning_rate, loss
-        groups = _parameter_groups(quant_layers(student).values(), learning_rate)
+        groups = parameter_groups(quant_layers(student).values(), learning_rate)
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups)
         self.rates = [group["lr"] for group in groups]
@@ -154,7 +154,7 @@ def finetune(student: nn.Module, teacher: nn.Module, sampler: Sampler, stages: l
                 on_step(iteration, value)
 
 
-def _parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
+def parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
     """Weights and biases at the learning rate; scales in steps proportional to their own size (Adam's steps are not)."""
     float_parameters = [p for layer in layers for p in (layer.layer.weight, layer.layer.bias) if p is not None]
     groups = [{"params": float_parameters, "lr": learning_rate}]

@@ -70,7 +70,7 @@ def _follow(graph: Graph, index: int) -> Pair | None:
             pair.activation, pair.rectified = module, True
         elif isinstance(module, nn.ReLU) or module is None and node.name in ("relu", "relu_"):
             pair.rectified = True
-        elif not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
+        elif not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d | nn.ZeroPad2d):  # zero times any factor is zero
             return None
     return None
 

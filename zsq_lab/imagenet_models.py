@@ -75,6 +75,14 @@ def package_file(own: str) -> Path:
     return Path(getattr(module, f"{own.title().replace('_', '')}ModelFile").get_model_file_path())
 
 
+def weights_file(name: str) -> Path:
+    """Where the weights of a full name lie, or will lie once they are downloaded."""
+    own = name.removeprefix(PREFIX)
+    if name in PACKAGED:
+        return package_file(own)
+    return Path(torch.hub.get_dir()) / "checkpoints" / _weights(own).url.rsplit("/", 1)[-1]
+
+
 def torchvision_names() -> list[str]:
     """The names of torchvision's classifiers."""
     models = import_torchvision().models
@@ -103,8 +111,7 @@ def _torchvision_preprocess(weights) -> Preprocess:
 
 
 def _from_torchvision(own: str) -> tuple[nn.Module, Preprocess]:
-    weights = _weights(own)
-    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    weights, file = _weights(own), weights_file(PREFIX + own)
     if not file.is_file():
         _download(own, weights.url, file)
     model = import_torchvision().models.get_model(own, weights=None)

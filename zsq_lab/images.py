@@ -16,7 +16,7 @@ from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
 BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
-SHIFT = 2  # pixels by which the whole batch moves at random before each look
+SHIFT = 2  # pixels by which the whole batch moves at random before each look; of large images a 16th of the side
 
 
 def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION) -> int | None:
@@ -101,9 +101,10 @@ def colour(white: Tensor) -> Tensor:
 
 
 def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The batch shifted by up to SHIFT pixels (around the edge) and flipped half of the time: no pixel is special."""
+    """The batch shifted by a few pixels (around the edge) and flipped half of the time: no pixel is special."""
     if images.ndim != 4:
         return images
-    down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+    most = max(SHIFT, min(images.shape[2:]) // 16)
+    down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     shifted = torch.roll(images, (down, right), (2, 3))
     return shifted.flip(3) if torch.rand((), generator=generator) < 0.5 else shifted

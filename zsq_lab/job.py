@@ -11,6 +11,7 @@ from . import __version__
 from .distill import Sampler, stage_layers
 from .graph import Graph, trace
 from .layers import QuantConfig, quant_layers
+from .memory import is_large
 from .ranges import fit_input_ranges, fit_weight_ranges
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
@@ -36,6 +37,17 @@ class Budget:
 # 1, 6 and 60 minutes for ResNet-20 on two cores without AVX-512
 BUDGETS = {b.name: b for b in (Budget("quick", 128, 100, 150, 60), Budget("standard", 512, 160, 600, 300),
                                Budget("long", 2560, 250, 7000, 3000))}
+# For images of 128x128 pixels and more, where one costs what fifty small ones do; batches that fit into 8 GiB. `best` takes
+# about 12 minutes of one core and an hour of two for EfficientNet-Lite0; `long` wants a GPU.
+LARGE_BUDGETS = {b.name: b for b in (Budget("quick", 160, 30, 150, 60, 16, 16), Budget("standard", 512, 60, 600, 300, 16, 16),
+                                     Budget("long", 2048, 500, 10000, 5000, 32, 32))}
+
+
+def named_budget(name: str, image_shape: tuple[int, ...], task: Task) -> Budget:
+    """The budget of a name for a task on images of this shape. Raises ValueError, listing the names, for an unknown one."""
+    if name not in BUDGETS:
+        raise ValueError(f"unknown budget '{name}': expected one of {', '.join(BUDGETS)}")
+    return LARGE_BUDGETS[name] if task is CLASSIFICATION and is_large(image_shape) else task.budget(BUDGETS[name])
 
 
 @dataclass
@@ -75,12 +87,25 @@ class Job:
         return list(self.stages or found)
 
     @property
+    @property
+    def large(self) -> bool:
+        """Whether these are photographs to be classified, of which few make a batch."""
+        return self.task is CLASSIFICATION and is_large(self.image_shape)
+
+    @property
     def range_images(self) -> int:
-        return RANGE_IMAGES // self.task.per_image
+        """Images that ranges are observed on: more change no range; a large image has more positions."""
+        return 64 if self.large else RANGE_IMAGES // self.task.per_image
 
     @property
     def calibration_batch(self) -> int:
-        return CALIBRATION_BATCH // self.task.per_image
+        """Images that pass at once where ranges are observed."""
+        return 16 if self.large else CALIBRATION_BATCH // self.task.per_image
+
+    @property
+    def statistics_images(self) -> int:
+        """Images' worth of values that are drawn from the statistics."""
+        return 64 if self.large else self.calibration_batch
 
     @property
     def search(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .folding import fold_batchnorms, output_axis, replace_module
+from .fused import split_fused_norms
 from .graph import BATCH_NORMS, LAYERS, Graph, trace
 from .quantizer import Quantizer, integer_range
 
@@ -188,7 +189,7 @@ def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...])
     ranges are still to be set. Raises ValueError for models that cannot be quantized.
     """
     check_model(model)
-    teacher = float_copy(model)
+    teacher = split_fused_norms(float_copy(model))
     if config.convention == "deployable":
         teacher = fold_batchnorms(teacher, trace(teacher, image_shape))
     student = copy.deepcopy(teacher)

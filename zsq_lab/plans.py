@@ -11,7 +11,7 @@ WIDTHS = (8, 6, 5, 4, 3, 2)
 NO_IMAGES = ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges")
 WITH_IMAGES = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "gznq-finetuned", "zs-cgan-paper", "zaq-paper",
                "zeroq", "gznq")
-RESNET, MOBILENET = "cifar10/resnet20", "cifar10/mobilenetv2"
+RESNET, MOBILENET, LITE = "cifar10/resnet20", "cifar10/mobilenetv2", "imagenet/efficientnet_lite0"
 SCENE_MODELS = ("camvid/segmenter", "bccd/detector")
 EDGES = 8  # bits of the first and last layer where the others have two
 
@@ -76,4 +76,16 @@ def dense() -> Iterator[Item]:
                         for model in SCENE_MODELS for bits in (4, 6, 8))
 
 
-PLANS = {"foundation": foundation, "cifar10": cifar10, "widths": widths, "dense": dense}
+def imagenet() -> Iterator[Item]:
+    """EfficientNet-Lite0 at 224x224 (notebook 07), the cheapest first; measured on the images in $ZSQ_IMAGENET."""
+    for seed in SEEDS:
+        quick = {"budget": "quick", "seed": seed}
+        settings = ((8, 8, None), (6, 6, None), (4, 8, None), (4, 4, EDGES))
+        yield Item(LITE, "rtn-noise", 8, 8, **quick)
+        yield from (Item(LITE, recipe, w, a, edges, **quick) for recipe in ("squant", "rtn-bn", "dfq", "zeroq")
+                    for w, a, edges in settings)
+        yield from (Item(LITE, "best", w, a, edges, **quick) for w, a, edges in reversed(settings[1:]))
+        yield from (Item(LITE, "real-ranges", w, a, edges, **quick) for w, a, edges in settings)
+
+
+PLANS = {"foundation": foundation, "cifar10": cifar10, "widths": widths, "dense": dense, "imagenet": imagenet}

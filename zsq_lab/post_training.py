@@ -19,7 +19,7 @@ def rtn_bn(job: Job) -> None:
     """Round to nearest; ranges from what BatchNorm remembers."""
     require_statistics(job.student, "recipe 'rtn-bn'")
     with remembered_activations(job.student, job.seed):
-        job.fit(job.noise(job.calibration_batch))
+        job.fit(job.noise(job.statistics_images))
 
 
 def dfq(job: Job) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from . import post_training, synthetic
 from .images import optimise_images
-from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, pool_sampler  # noqa: F401  (for notebook 03)
+from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget, pool_sampler  # noqa: F401  (for notebook 03)
 from .layers import QuantConfig, check_model, convert, quant_layers
+from .memory import is_large, keep_freed_memory
 from .mixed_precision import assign_bits
 from .resume import RunState
 from .tasks import CLASSIFICATION, TASKS, Task
@@ -46,7 +47,8 @@ RECIPES = {r.name: r for r in (
     Recipe("zs-cgan-paper", synthetic.zs_cgan_paper, "the same with the paper's ingredients only (Choi et al. 2022)"),
     Recipe("zaq", synthetic.zaq, "the adversarial game, from a warm conditional generator, with bounded gains"),
     Recipe("zaq-paper", synthetic.zaq_paper, "the game with the paper's ingredients only (Liu et al. 2021)"),
-    Recipe("best", synthetic.best, "many optimised images, then fine-tuning that compares with the teacher at every layer"),
+    Recipe("reconstructed", synthetic.reconstructed, "optimised images, then reconstruction block by block (Li et al. 2021)"),
+    Recipe("best", synthetic.best, "many optimised images, then fine-tuning at every layer (large images: block by block)"),
     Recipe("real-ranges", post_training.real_ranges, "reference: ranges from real images", "real images", True),
     Recipe("real-finetune", synthetic.real_finetune, "reference: fine-tuning on real images", "real images", True),
 )}
@@ -81,7 +83,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     config = config or QuantConfig()
     chosen = _named(RECIPES, recipe, "recipe")
     task = task if isinstance(task, Task) else _named(TASKS, task, "task")
-    budget = budget if isinstance(budget, Budget) else task.budget(_named(BUDGETS, budget, "budget"))
+    budget = budget if isinstance(budget, Budget) else named_budget(budget, image_shape, task)
     if chosen.needs_images and images is None:
         raise ValueError(f"recipe '{recipe}' needs real images: pass images=, or use a recipe without data")
     if images is not None and not chosen.needs_images:
@@ -91,6 +93,8 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     if images is not None and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}: normalise them to the floats that the model takes")
     started = time.perf_counter()
+    if is_large(image_shape):
+        keep_freed_memory()
     if size_budget is not None:
         layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
                                  Path(resume) if resume else None, task)
@@ -123,8 +127,10 @@ def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], 
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
     task = task if isinstance(task, Task) else _named(TASKS, task, "task")
-    budget = budget if isinstance(budget, Budget) else task.budget(_named(BUDGETS, budget, "budget"))
+    budget = budget if isinstance(budget, Budget) else named_budget(budget, image_shape, task)
     check_model(model)
+    if is_large(image_shape):
+        keep_freed_memory()
     teacher, _ = convert(model, QuantConfig(), tuple(image_shape))
     images, _ = optimise_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations,
                                 batch_size=budget.image_batch, seed=seed, progress=progress, task=task)

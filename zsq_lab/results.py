@@ -16,9 +16,12 @@ from pathlib import Path
 import pandas as pd
 
 from .checkpoints import checkpoint_path
+from .image_folder import find_images
+from .imagenet_models import is_imagenet, weights_file
 from .tasks import CLASSIFICATION, task_of
 from .transfer import disk_errors
 
+ON_IMAGENET = ("imagenet_evaluate", "efficientnet_lite")  # files that measure networks of ImageNet
 PACKAGE = Path(__file__).resolve().parent
 FOLDER = PACKAGE.parent / "data" / "results"
 COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "seed",
@@ -52,7 +55,8 @@ class Item:
 
     def digest(self) -> str:
         """16 hex digits that name the result's file."""
-        decides = [vars(self), code_version(self.recipe, task_of(self.model).reads), weights_version(self.model)]
+        reads = ON_IMAGENET if is_imagenet(self.model) else task_of(self.model).reads
+        decides = [vars(self), code_version(self.recipe, reads), weights_version(self.model)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def group(self) -> tuple:
@@ -111,7 +115,11 @@ def _imported(node: ast.stmt) -> set[str]:
 
 @cache
 def weights_version(model: str) -> str:
-    """Digest of a shipped network's file."""
+    """Digest of a shipped network's file; for ImageNet's also of the list of images that it is measured on."""
+    if is_imagenet(model):
+        folder = find_images()
+        measured_on = "\n".join(f"{path.parent.name}/{path.name}" for path in folder.files) if folder else ""
+        return hashlib.sha256(weights_file(model).read_bytes() + measured_on.encode()).hexdigest()[:16]
     return hashlib.sha256(checkpoint_path(model).read_bytes()).hexdigest()[:16]
 
 

@@ -31,6 +31,7 @@ from . import results
 from .checkpoints import load_model
 from .claims import STALE, age, alive, claim
 from .engines import InProcess
+from .imagenet_models import is_imagenet
 from .lab import real_images
 from .layers import QuantConfig
 from .recipes import RECIPES, quantize
@@ -139,6 +140,9 @@ def measure(item: Item, out: Path, threads: int | None = None, by: str | None = 
 
 def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     """What an item measures: all of `results.COLUMNS` beyond its settings. shared: where images and generators lie."""
+    if is_imagenet(item.model):
+        from .imagenet_sweep import run as run_imagenet
+        return run_imagenet(item, shared, threads)
     task, (network, _) = task_of(item.model), load_model(item.model)
     dataset = task.dataset(item.model.split("/")[0])
     config = QuantConfig(item.weight_bits, item.activation_bits, item.edge_bits, item.convention)

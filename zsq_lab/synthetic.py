@@ -14,8 +14,10 @@ from .generators import Generator
 from .gznq import prior_images
 from .images import count_classes, optimise_images
 from .job import Job, learning_rate, pool_sampler
+from .reconstruct import find_blocks, reconstruct
 
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
+BLOCK_RATE, BLOCK_BATCH = 5.0, 8  # a block alone takes longer steps than a network, and smaller batches
 
 
 def zeroq(job: Job) -> None:
@@ -29,8 +31,17 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, then fine-tuning that compares student and teacher at every layer."""
-    _finetune_on(job, _optimised(job), dense_layers)
+    """Optimised images, then fine-tuning that compares student and teacher at every layer; large images: block by block."""
+    images = _optimised(job)
+    if job.large:
+        _reconstruct_on(job, images)
+    else:
+        _finetune_on(job, images, dense_layers)
+
+
+def reconstructed(job: Job) -> None:
+    """Optimised images, then reconstruction block by block (BRECQ, Li et al. 2021)."""
+    _reconstruct_on(job, _optimised(job))
 
 
 def real_finetune(job: Job) -> None:
@@ -113,6 +124,14 @@ def _samples(generator: Generator, job: Job) -> Tensor:
 def _finetune_on(job: Job, images: Tensor, find=stage_layers) -> None:
     job.fit(images[:job.range_images])
     _finetune(job, pool_sampler(images, job.budget.batch_size), find)
+
+
+def _reconstruct_on(job: Job, images: Tensor) -> None:
+    job.fit(images[:job.range_images])
+    reconstruct(job.student, job.teacher, images, find_blocks(job.student, job.image_shape), seed=job.seed,
+                iterations=job.budget.finetune_iterations, learning_rate=BLOCK_RATE * learning_rate(job.config),
+                batch_size=min(BLOCK_BATCH, job.budget.batch_size), progress=job.progress, run=job.run)
+    job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
 
 
 def _finetune_from(job: Job, generator: Generator) -> None:
