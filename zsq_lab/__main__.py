@@ -3,7 +3,9 @@
 Standard output carries the answer (with `--json` one JSON object and nothing else), standard error progress and
 problems. Exit status 0, or with one clear line on stderr 2 for a wrong argument and 1 for anything else.
 """
+import os
 import sys
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from . import export_command, sweep_command
@@ -254,9 +256,24 @@ def _writable(path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _one_of_several(args) -> int:
+    """The command in one of several processes that train together: the first writes and answers, the others help."""
+    from .distributed import is_first, joined
+    with joined(), ExitStack() as silenced:
+        if not is_first():
+            silenced.enter_context(redirect_stdout(silenced.enter_context(open(os.devnull, "w"))))
+            silenced.enter_context(redirect_stderr(silenced.enter_context(open(os.devnull, "w"))))
+            if getattr(args, "out", None):
+                args.out = args.out.with_name(f".{os.getpid()}.{args.out.name}")
+                silenced.callback(args.out.unlink, missing_ok=True)
+        return args.run(args) or 0
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # started by torchrun
+            return _one_of_several(args)
         return args.run(args) or 0
     except WrongArgument as error:
         print(f"zsq_lab: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics
 from .discrepancy import FeatureDiscrepancy, activation_term, output_discrepancy, output_size
+from .distributed import average_gradients
 from .distill import Features, FineTuning, knowledge_loss
 from .generators import Generator
 from .health import Health, Stopped
@@ -108,7 +109,7 @@ class GeneratorTurn:
     def step(self, batch_size: int, random: torch.Generator) -> tuple[Tensor, Tensor | None, dict[str, float]]:
         """One step on a fresh batch; returns the images, their labels and what the step measured."""
         rules = self.rules
-        images, labels = self.generator.sample(batch_size, random)
+        images, labels = self.generator.sample(batch_size, random, shared=True)
         with self.statistics, Features(self.teacher, self.stages) as wanted, Features(self.student, self.stages) as own:
             teacher_output = self.teacher(images)
             output = output_discrepancy(self.student(images), teacher_output)
@@ -124,6 +125,7 @@ class GeneratorTurn:
             gradients = torch.autograd.grad(loss, self.parameters)  # nobody else's
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+        average_gradients(self.parameters)
         self.optimizer.step()
         return images.detach(), labels, {"output": output.item(), "feature": feature.item(), "relative": relative.item(),
                                          "activation": activation.item()}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .distributed import mean_over_processes
 from .folding import FoldedBatchNorm, affine
 from .graph import BATCH_NORMS
 
@@ -41,8 +42,9 @@ def stored_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation [C] of a batch [N, C, ...] over all but the channels; the gradient is finite at deviation 0."""
     dims = [d for d in range(x.ndim) if d != 1]
-    mean = x.mean(dims)
-    variance = (x.square().mean(dims) - mean.square()).clamp(min=0)
+    x = x.float() if x.dtype == torch.bfloat16 else x  # a mean over a million values needs more than eight bits
+    mean = mean_over_processes(x.mean(dims))
+    variance = (mean_over_processes(x.square().mean(dims)) - mean.square()).clamp(min=0)
     return mean, (variance + 1e-12).sqrt()
 
 

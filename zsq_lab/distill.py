@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .distributed import average_gradients, part
 from .graph import Graph
 from .health import Stopped
 from .layers import QuantLayer, quant_layers
@@ -104,6 +105,7 @@ class FineTuning:
         """One step on a batch; done: the share of the run that lies behind, 0..1. Returns the loss."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + cos(pi * done))
+        images = part(images)
         with torch.no_grad():
             teacher_output = self.teacher(images)
         loss = self.loss(self.student(images), teacher_output, self.own.values, self.wanted.values)
@@ -113,6 +115,7 @@ class FineTuning:
                           f"({self.learning_rate}); the input model is unchanged")
         self.optimizer.zero_grad()
         loss.backward()
+        average_gradients(self.parameters)
         self.optimizer.step()
         with torch.no_grad():
             for group in self.optimizer.param_groups:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import batch_norm, part
+
 NOISE_SIZE, LABEL_SIZE = 64, 16
 WIDTHS = (64, 32)  # channels before the last doubling and after it
 CONDITIONS = ("embedding", "batchnorm")
@@ -30,7 +32,7 @@ class ConditionalBatchNorm(nn.Module):
         nn.init.normal_(self.beta.weight, 0.0, 0.1)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.norm(x) * self.gamma(labels)[..., None, None] + self.beta(labels)[..., None, None]
+        return batch_norm(x, self.norm) * self.gamma(labels)[..., None, None] + self.beta(labels)[..., None, None]
 
 
 class Generator(nn.Module):
@@ -72,19 +74,24 @@ class Generator(nn.Module):
             x = convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
             x = self._activate(x, index, labels)
         height, width = self.image_shape[1:]
-        return self.pixels(self.draw(x)[:, :, :height, :width])
+        return batch_norm(self.draw(x)[:, :, :height, :width], self.pixels)
 
     def _activate(self, x: Tensor, index: int, labels: Tensor | None) -> Tensor:
         norm = self.norms[index]
-        return F.leaky_relu(norm(x, labels) if isinstance(norm, ConditionalBatchNorm) else norm(x), 0.2)
+        return F.leaky_relu(norm(x, labels) if isinstance(norm, ConditionalBatchNorm) else batch_norm(x, norm), 0.2)
 
-    def sample(self, n: int, generator: torch.Generator, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """n images and their labels; labels default to all classes equally often, in random order."""
+    def sample(self, n: int, generator: torch.Generator, labels: Tensor | None = None, *,
+               shared: bool = False) -> tuple[Tensor, Tensor | None]:
+        """n images and their labels; labels default to all classes equally often, in random order.
+
+        shared: draw only this process's part of the n (`distributed`).
+        """
         device = self.draw.weight.device
         noise = torch.randn(n, NOISE_SIZE, generator=generator).to(device)
         if self.classes and labels is None:
             labels = deal_labels(n, self.classes, generator)
         labels = labels.to(device) if self.classes else None
+        noise, labels = (part(noise), part(labels)) if shared else (noise, labels)
         return self(noise, labels), labels
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .distill import parameter_groups, relative_error
+from .distributed import average_gradients, part
 from .health import Stopped
 from .layers import QuantLayer, quant_layers, restart_calls
 from .resume import RunState
@@ -110,12 +111,13 @@ def _train(name: str, block: nn.Module, inputs: Tensor, teachers: Tensor, wanted
             mixed = torch.rand(inputs[chosen].shape, generator=random).to(inputs.device) < TEACHERS_SHARE
             x = torch.where(mixed, teachers[chosen], inputs[chosen])
             restart_calls(block)
-            loss = relative_error(block(_channels_last(x)), wanted[chosen])
+            loss = relative_error(block(_channels_last(part(x))), part(wanted[chosen]))
             if not isfinite(loss.item()):
                 raise Stopped(f"reconstruction of block '{name}' diverged at iteration {iteration}: lower the learning rate "
                               f"({learning_rate}); the input model is unchanged")
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(parameters)
             optimizer.step()
             with torch.no_grad():
                 for group in optimizer.param_groups:

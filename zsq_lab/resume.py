@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .distributed import is_first
+
 
 class RunState:
     """The states of one run's phases, under `folder`; None keeps nothing, so that callers need not ask.
@@ -39,7 +41,7 @@ class RunState:
 
     def save(self, phase: str, state: Callable[[], dict], *, now: bool = False) -> None:
         """Write `state()`, when `every` seconds have passed since the last writing or at once with `now`."""
-        if self.folder is None or not now and time.monotonic() - self._written < self.every:
+        if self.folder is None or not is_first() or not now and time.monotonic() - self._written < self.every:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self._file(phase).with_suffix(f".{os.getpid()}.partial")  # two processes may share a phase
@@ -54,7 +56,7 @@ class RunState:
 
     def clear(self) -> None:
         """Remove the files: the run has ended well."""
-        if self.folder is not None and self.folder.is_dir():
+        if self.folder is not None and is_first() and self.folder.is_dir():
             for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.partial")):
                 file.unlink()
             if not any(self.folder.iterdir()):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import mean_over_processes
 from .graph import tensors
 
 POSITIONS = 64  # one in so many positions of an output must show the class that an image was made for
@@ -64,7 +65,8 @@ def output_loss(student_output, teacher_output) -> Tensor:
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """|student - teacher|^2 / |teacher|^2, the inverse of the signal-to-noise ratio."""
-    return (student - teacher).square().sum() / (teacher.square().sum() + 1e-12)
+    error, size = mean_over_processes((student - teacher).square().sum()), mean_over_processes(teacher.square().sum())
+    return error / (size + 1e-12)
 
 
 def pixel_loss(student_output, teacher_output) -> Tensor:

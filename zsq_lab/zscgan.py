@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, layer_distance, require_statistics, squared_distance
 from .checkpoints import save_model, write_card
+from .distributed import average_gradients
 from .generators import Generator
 from .health import Health, Stopped, variety
 from .images import count_classes
@@ -82,7 +83,7 @@ def train_generator(generator: Generator, teacher: nn.Module, *, iterations: int
             for iteration in bar:
                 if settings.one_cycle:
                     optimizer.param_groups[0]["lr"] = settings.learning_rate * one_cycle(iteration / iterations)
-                images, labels = generator.sample(batch_size, random)
+                images, labels = generator.sample(batch_size, random, shared=True)
                 output = teacher(images)
                 losses = {"statistics": statistics.loss()}
                 if labels is not None:
@@ -95,6 +96,7 @@ def train_generator(generator: Generator, teacher: nn.Module, *, iterations: int
                         + settings.variety_weight * losses.get("similarity", 0.0))
                 for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                     parameter.grad = gradient
+                average_gradients(parameters)
                 optimizer.step()
                 keep(iteration + 1)
                 if on_step:
