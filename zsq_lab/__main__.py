@@ -102,7 +102,11 @@ def _model(args):
     """(name, data set, network) of the arguments; wrong names are wrong arguments."""
     from .checkpoints import full_name, load_model
     from .data import DataError
+    from .imagenet_models import is_imagenet
     from .tasks import CLASSIFICATION, task_of
+    if is_imagenet(args.model):
+        raise WrongArgument(f"{args.model} can be quantized, evaluated and synthesized from; `{args.command}` is for the "
+                            "networks of the lab")
     task = task_of(args.model)
     if args.data and task is CLASSIFICATION:
         raise WrongArgument("--data names a folder of scenes: use it with a segmenter or detector")
@@ -171,7 +175,11 @@ def _synthesize(args) -> None:
         raise WrongArgument(f"--out {args.out}: expected a folder, or a name that ends in .npz")
     if args.out.suffix:
         _writable(args.out)
-    name, dataset, network = _model(args)
+    if args.model.startswith("imagenet/"):
+        from .imagenet_command import load
+        name, network, dataset = load(args)
+    else:
+        name, dataset, network = _model(args)
     images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
                         progress=True, task=task_of(name))
     if args.out.suffix:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, require_statistics
+from .precision import economical
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
@@ -52,7 +53,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     bar = tqdm(total=iterations * len(batches), initial=iterations * len(made) + first, desc="images",
                disable=not progress, leave=False)
-    with BatchNormStatistics(teacher) as statistics, bar:
+    with BatchNormStatistics(teacher) as statistics, bar, economical(teacher, image_shape, min(n, batch_size)):
         for batch in batches[len(made):]:
             white = torch.randn(len(batch), *image_shape, generator=generator).to(device).requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None

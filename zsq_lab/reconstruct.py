@@ -5,7 +5,7 @@ not the network's. Its inputs are those that it will get, from the quantized blo
 anew in each step, the teacher's (QDrop, Wei et al. 2022), so that it does not learn the errors of a few images by heart.
 Written from the papers' equations. Notebook 07 uses it at 224x224.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import cos, isfinite, pi
 
 import torch
@@ -26,14 +26,14 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def find_blocks(student: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
-    """Names of the modules that are reconstructed, in the order in which they run.
+def find_blocks(student: nn.Module, image_shape: tuple[int, ...], kinds: tuple[type, ...] = (QuantLayer,)) -> list[str]:
+    """Names of the modules that are reconstructed, in the order in which they run. kinds: what counts as a layer.
 
     The parts of nested `nn.Sequential`s and of the model itself, down to the first module with code of its own: a residual
     block is one, a convolution with its norm and activation is one. Left out is what is called more than once, or takes or
     gives anything but one tensor; its layers keep the ranges that they have.
     """
-    names = list(_parts(student, ""))
+    names = list(_parts(student, "", kinds))
     modules, order, unfit = dict(student.named_modules()), [], set()
 
     def seen(name):
@@ -52,14 +52,17 @@ def find_blocks(student: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
     return [name for name in dict.fromkeys(order) if name not in unfit]
 
 
-def _parts(module: nn.Module, prefix: str):
+def _parts(module: nn.Module, prefix: str, kinds: tuple[type, ...]) -> Iterator[str]:
+    def holds(part: nn.Module) -> bool:
+        return any(isinstance(inner, kinds) for inner in part.modules())
+
     for name, child in module.named_children():
-        if not quant_layers(child) and not isinstance(child, QuantLayer):
+        if not holds(child):
             continue
-        nested = isinstance(child, nn.Sequential | nn.ModuleList) and any(
-            quant_layers(part) and not isinstance(part, QuantLayer) for part in child.children())
+        nested = isinstance(child, nn.Sequential) and any(holds(part) and not isinstance(part, kinds)
+                                                          for part in child.children())
         if nested or isinstance(child, nn.ModuleList):
-            yield from _parts(child, f"{prefix}{name}.")
+            yield from _parts(child, f"{prefix}{name}.", kinds)
         else:
             yield f"{prefix}{name}"
 

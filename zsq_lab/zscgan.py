@@ -22,6 +22,7 @@ from .health import Health, Stopped, variety
 from .images import count_classes
 from .job import fingerprint
 from .layers import QuantConfig, convert
+from .precision import economical
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
@@ -79,7 +80,8 @@ def train_generator(generator: Generator, teacher: nn.Module, *, iterations: int
                                        "random": random.get_state(), "iteration": done}, now=now)
 
     try:
-        with BatchNormStatistics(teacher, settings.distance) as statistics:
+        with (BatchNormStatistics(teacher, settings.distance) as statistics,
+              economical(teacher, generator.image_shape, batch_size)):
             for iteration in bar:
                 if settings.one_cycle:
                     optimizer.param_groups[0]["lr"] = settings.learning_rate * one_cycle(iteration / iterations)

