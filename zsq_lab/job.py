@@ -87,7 +87,6 @@ class Job:
         return list(self.stages or found)
 
     @property
-    @property
     def large(self) -> bool:
         """Whether these are photographs to be classified, of which few make a batch."""
         return self.task is CLASSIFICATION and is_large(self.image_shape)
