@@ -112,7 +112,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs
-                            if not (output.get("name") == "stderr" and "\r" in output.text)]
+                            if not (output.get("name") == "stderr" and ("\r" in output.text or not output.text.strip()))]
     return notebook
 
 
