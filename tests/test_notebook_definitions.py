@@ -15,9 +15,9 @@ from networks import IMAGE, Residual, awaken, images
 from torch import Tensor, nn
 
 import zsq_lab
-from zsq_lab import adversary, bn_stats, discrepancy, distill, equalize, folding, generators, gznq, graph, health, quantizer
+from zsq_lab import adversary, bn_stats, boxes, discrepancy, distill, equalize, folding, generators, gznq, graph, health
 from zsq_lab import images as images_module
-from zsq_lab import ranges, recipes, rounding, zscgan
+from zsq_lab import quantizer, ranges, recipes, rounding, tasks, zscgan
 from zsq_lab.generators import NOISE_SIZE, Generator
 from zsq_lab.layers import QuantConfig, convert
 
@@ -153,6 +153,9 @@ PROBES: dict[str, tuple[Callable, list[Callable]]] = {
     "optimise_images": (images_module.optimise_images, [optimised]),
     "output_loss": (distill.output_loss, [lambda f: f(images(4, (10,)), images(4, (10,), seed=2))]),
     "relative_error": (distill.relative_error, [lambda f: f(images(4), images(4, seed=2)), lambda f: f(X, X)]),
+    "pixel_loss": (tasks.pixel_loss, [lambda f: f(images(4), images(4, seed=2)), lambda f: f(images(4), images(4))]),
+    "to_boxes": (boxes.to_boxes, [lambda f: f(images(2, (6, 4)), boxes.locations(2, 3, 4), 4),
+                                  lambda f: f(torch.full((1, 4), 1e4), torch.zeros(1, 2), 4)]),
     "output_discrepancy": (discrepancy.output_discrepancy, [lambda f: f(images(4, (10,)), images(4, (10,), seed=2))]),
     "channel_relations": (discrepancy.channel_relations, [
         lambda f: f(images(4)), lambda f: f(images(4, (10,))), lambda f: f(torch.zeros(2, 3, 4, 4))]),

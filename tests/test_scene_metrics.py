@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsq_lab.scene_metrics import label_map, mean_iou, mean_precision
+from zsq_lab.scene_metrics import mean_iou, mean_precision
 from zsq_lab.scenes import UNLABELLED, Boxes, SceneDataset, Scenes
 from zsq_lab.tasks import SEGMENTATION
 
@@ -29,7 +29,7 @@ def test_mean_iou_worked_by_hand():
     said = torch.tensor([[[0, 1, 1, 1], [0, 2, 2, 0]]])
     logits = nn.functional.one_hot(said, 3).permute(0, 3, 1, 2).float()
     scenes = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), truth)
-    result = mean_iou(Says(logits), scenes, dataset(("a", "b", "c"), scenes), label_map)
+    result = mean_iou(Says(logits), scenes, dataset(("a", "b", "c"), scenes), SEGMENTATION.read)
     assert result["per_class"]["a"] == pytest.approx(100 * 2 / 4)  # 2 right, one missed, one too many
     assert result["per_class"]["b"] == pytest.approx(100 * 2 / 4)
     assert result["per_class"]["c"] == pytest.approx(100), "the unlabelled pixel does not count"
@@ -44,7 +44,7 @@ def test_iou_counts_the_pixels_of_all_batches_together():
     truth[0, 0, 0] = 1
     right[0, :, 0, 0] = torch.tensor([0.0, 1.0])
     scenes = Scenes(torch.zeros(20, 3, 2, 4, dtype=torch.uint8), truth)
-    result = mean_iou(Says(right, wrong), scenes, dataset(("a", "b"), scenes), label_map)
+    result = mean_iou(Says(right, wrong), scenes, dataset(("a", "b"), scenes), SEGMENTATION.read)
     assert result["per_class"]["a"] == pytest.approx(100 * 127 / 159)
     assert result["per_class"]["b"] == pytest.approx(100 * 1 / 33)
 
@@ -60,7 +60,7 @@ def test_mean_precision_worked_by_hand():
     image = found(([0, 0, 10, 10], 0.9, 0), ([50, 50, 60, 60], 0.8, 0), ([0, 20, 6.2, 30], 0.7, 1))
     truth = Boxes(torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40], [0, 20, 10, 30]]), torch.tensor([0, 0, 1]))
     scenes = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), [truth])
-    result = mean_precision(Says([image]), scenes, dataset(("a", "b"), scenes), lambda output: output)
+    result = mean_precision(Says([image]), scenes, dataset(("a", "b"), scenes), lambda model, output: output)
     half = 100 * 51 / 101  # recall 0, 0.01 ... 0.50 of the 101 that are averaged
     assert result["mAP50"] == pytest.approx((half + 100) / 2, abs=0.01)
     assert result["per_class"]["a"] == pytest.approx(half, abs=0.01), "the same at every IoU: the hit is exact"

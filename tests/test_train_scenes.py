@@ -9,8 +9,8 @@ from networks import same_state
 from zsq_lab import train_scenes
 from zsq_lab.checkpoints import load_model
 from zsq_lab.models import build
-from zsq_lab.scene_metrics import label_map
 from zsq_lab.scenes import UNLABELLED, Boxes, SceneDataset, Scenes
+from zsq_lab.tasks import DETECTION, SEGMENTATION
 from zsq_lab.train_scenes import PLANS, Plan, Views, box_loss, class_weights, draw_views, mask_loss, train, train_scene_checkpoint
 
 PLAN = Plan(epochs=2, batch_size=4, crop=(32, 32), zoom=(0.9, 1.2), peak=3e-3)
@@ -103,7 +103,6 @@ def test_box_loss_is_zero_for_what_is_right_and_for_nothing():
 
 
 def test_training_learns_masks_and_boxes():
-    from zsq_lab.tasks import DETECTION, SEGMENTATION
     for name, task in (("segmenter", SEGMENTATION), ("detector", DETECTION)):
         torch.manual_seed(0)
         model, scenes = build(name, 2 if name == "segmenter" else 1), squares(16, name == "segmenter")
@@ -139,14 +138,12 @@ def test_a_checkpoint_says_what_was_stored(tmp_path, monkeypatch):
     """The weights are in half precision, and what the card states was measured with those; then a second cycle."""
     monkeypatch.setattr(train_scenes, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setitem(PLANS, "embedded/segmenter", PLAN)
-    classes = tuple("abcdefghijk")
-    dataset = SceneDataset("embedded", classes, (3, 32, 32), lambda split: squares(8))
+    dataset = SceneDataset("embedded", ("a", "b"), (3, 32, 32), lambda split: squares(8))
     out = tmp_path / "x.safetensors"
     facts = train_scene_checkpoint("embedded/segmenter", dataset, out)
     model, read = load_model("embedded/segmenter", out)
     assert read == json.loads(json.dumps(facts)) and out.stat().st_size < 3e6 and out.with_suffix(".md").is_file()
-    from zsq_lab.scene_metrics import mean_iou
-    assert mean_iou(model, dataset.test(), dataset, label_map)["mIoU"] == pytest.approx(facts["mIoU"], abs=0.01)
+    assert SEGMENTATION.measure(model, dataset.test(), dataset)["mIoU"] == pytest.approx(facts["mIoU"], abs=0.01)
     second = train_scene_checkpoint("embedded/segmenter", dataset, tmp_path / "y.safetensors", epochs=1, peak=1e-3, start=out)
     assert second["start_epochs"] == 2 and second["epochs"] == 1 and "--start x.safetensors" in second["command"]
 

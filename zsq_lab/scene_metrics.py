@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from .scenes import UNLABELLED, SceneDataset, Scenes
@@ -27,22 +27,22 @@ def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset, progress: b
         yield part, model(dataset.normalise(part.images.to(device)).contiguous(memory_format=torch.channels_last))
 
 
-def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, predict, progress: bool = False) -> dict:
-    """{"mIoU": percent, "per_class": {name: percent}}. predict: outputs -> masks int64 [N, H, W]."""
+def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, progress: bool = False) -> dict:
+    """{"mIoU": percent, "per_class": {name: percent}}. read(model, output): masks int64 [N, H, W]."""
     import_torchvision()  # before torchmetrics, which imports it by itself and would not survive a broken one
     from torchmetrics.classification import MulticlassJaccardIndex
     metric = MulticlassJaccardIndex(len(dataset.classes), average="none", ignore_index=UNLABELLED, validate_args=False)
     with _evaluating(model):
         for part, output in outputs(model, scenes, dataset, progress):
-            metric.update(predict(output).cpu(), part.targets.long())
+            metric.update(read(model, output).cpu(), part.targets.long())
     each = 100 * metric.compute().double()
     return {"mIoU": each.mean().item(), "per_class": dict(zip(dataset.classes, each.tolist(), strict=True))}
 
 
-def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, predict, progress: bool = False) -> dict:
+def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, progress: bool = False) -> dict:
     """{"mAP50", "mAP": percent, "per_class": {name: average precision at 0.5 : 0.95, percent}}.
 
-    predict: outputs -> per image {"boxes", "scores", "labels"} as torchvision's detectors give them.
+    read(model, output): per image {"boxes", "scores", "labels"} as torchvision's detectors give them.
     """
     import_torchvision()
     from torchmetrics.detection import MeanAveragePrecision
@@ -51,7 +51,7 @@ def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, pred
     with _evaluating(model):
         for part, output in outputs(model, scenes, dataset, progress):
             wanted = [{"boxes": target.boxes, "labels": target.labels} for target in part.targets]
-            metric.update([{key: value.cpu() for key, value in image.items()} for image in predict(output)], wanted)
+            metric.update([{key: value.cpu() for key, value in image.items()} for image in read(model, output)], wanted)
     result = metric.compute()
     classes = torch.atleast_1d(result["classes"]).tolist()
     each = torch.atleast_1d(result["map_per_class"]).double()
@@ -68,8 +68,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def label_map(logits: Tensor) -> Tensor:
-    """Logits [N, K, H, W] to the most likely class of each pixel, int64 [N, H, W]."""
-    return logits.argmax(1)

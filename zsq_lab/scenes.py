@@ -131,13 +131,11 @@ def find_bccd(folder: Path | None = None) -> SceneDataset:
 
 @cache
 def embedded_scenes(kind: str) -> SceneDataset:
-    """Scenes that the lab draws, with masks (kind "masks": 0 is background) or boxes (kind "boxes")."""
+    """Scenes that the lab draws, with masks of what is a shape (kind "masks") or boxes of the ten shapes (kind "boxes")."""
     def draw(split: str) -> Scenes:
-        sizes = {"train": (TRAIN_SCENES, 10 + shapes.TRAIN_SEED), "test": (TEST_SCENES, 10 + shapes.TEST_SEED)}
-        images, masks, boxes, labels = shapes.draw_scenes(*sizes[split], SCENE_SIZE)
-        found = [Boxes(torch.as_tensor(b), torch.as_tensor(k)) for b, k in zip(boxes, labels, strict=True)]
-        return Scenes(torch.as_tensor(images), torch.as_tensor(masks) if kind == "masks" else found)
-    classes = (("background",) if kind == "masks" else ()) + tuple(shapes.CLASSES)
+        images, masks, boxes = _drawn(split)
+        return Scenes(images, masks.clamp(max=1) if kind == "masks" else boxes)
+    classes = ("background", "shape") if kind == "masks" else tuple(shapes.CLASSES)
     return SceneDataset("embedded", classes, (3, SCENE_SIZE, SCENE_SIZE), draw)
 
 
@@ -173,6 +171,14 @@ def _joined(read: Callable, root: Path, split: str, **settings) -> Scenes:
     images = torch.cat([part.images for part in parts])
     masks = isinstance(parts[0].targets, Tensor)
     return Scenes(images, torch.cat([p.targets for p in parts]) if masks else [t for p in parts for t in p.targets])
+
+
+@cache
+def _drawn(split: str) -> tuple[Tensor, Tensor, list[Boxes]]:
+    sizes = {"train": (TRAIN_SCENES, 10 + shapes.TRAIN_SEED), "test": (TEST_SCENES, 10 + shapes.TEST_SEED)}
+    images, masks, boxes, labels = shapes.draw_scenes(*sizes[split], SCENE_SIZE)
+    found = [Boxes(torch.as_tensor(b), torch.as_tensor(k)) for b, k in zip(boxes, labels, strict=True)]
+    return torch.as_tensor(images), torch.as_tensor(masks), found
 
 
 def _find(name: str, folder: Path | None) -> Path:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from . import adversary, zscgan
 from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers
-from .generators import Generator
+from .generators import WIDTHS, Generator
 from .gznq import prior_images
 from .images import count_classes, optimise_images
 from .job import Job, learning_rate, pool_sampler
 from .reconstruct import find_blocks, reconstruct
 
+SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 BLOCK_RATE, BLOCK_BATCH = 5.0, 8  # a block alone takes longer steps than a network, and smaller batches
 
@@ -101,7 +102,7 @@ def _fresh_generator(job: Job, *, conditional: bool) -> Generator:
     classes = count_classes(job.teacher, job.image_shape, job.task) if conditional else None
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
-        generator = Generator(job.image_shape, classes,
+        generator = Generator(job.image_shape, classes, widths=WIDTHS if job.task.per_image == 1 else SCENE_WIDTHS,
                               condition="batchnorm" if (classes or 0) >= MANY_CLASSES else "embedding")
     return generator.to(next(job.teacher.parameters()).device)
 

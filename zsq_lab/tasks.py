@@ -25,7 +25,7 @@ class Task:
 
     classes(output): how many classes the output knows, None where the task cannot tell. label_loss(output, labels): how
     little images show the classes int64 [N] that they were made for. output_loss(student's, teacher's): what fine-tuning
-    brings to zero. measure(model, split, dataset, limit, progress): {metric: percent, ...}. profiles: its data sets, the
+    brings to zero. read(model, output): what the output says of each image, a class, a mask or boxes. measure(model, split, dataset, limit, progress): {metric: percent, ...}. profiles: its data sets, the
     real one first; dataset(profile, folder): one of them. reads: the module's files that only `measure` and `dataset` need.
     per_image: how many small images one scene is worth.
     """
@@ -35,6 +35,7 @@ class Task:
     classes: Callable[[object], int | None]
     label_loss: Callable[[object, Tensor], Tensor]
     output_loss: Callable[[object, object], Tensor]
+    read: Callable[[nn.Module, object], object]
     measure: Callable[..., dict]
     profiles: tuple[str, ...]
     dataset: Callable
@@ -127,19 +128,27 @@ def _location_count(output) -> int | None:
     return output["classes"].shape[1]
 
 
+def _most_likely(model: nn.Module, output) -> Tensor:
+    return next(tensors(output)).argmax(1)
+
+
+def _selected(model: nn.Module, output) -> list[dict[str, Tensor]]:
+    return model.detections(output)
+
+
 def _accuracy(model: nn.Module, split, dataset, limit: int | None = None, progress: bool = False) -> dict:
     from .evaluate import accuracy
     return {"accuracy": accuracy(model, split, dataset, limit=limit, progress=progress)}
 
 
 def _iou(model: nn.Module, split, dataset, limit: int | None = None, progress: bool = False) -> dict:
-    from .scene_metrics import label_map, mean_iou
-    return mean_iou(model, split.first(limit), dataset, label_map, progress)
+    from .scene_metrics import mean_iou
+    return mean_iou(model, split.first(limit), dataset, SEGMENTATION.read, progress)
 
 
 def _precision(model: nn.Module, split, dataset, limit: int | None = None, progress: bool = False) -> dict:
     from .scene_metrics import mean_precision
-    return mean_precision(model, split.first(limit), dataset, model.detections, progress)
+    return mean_precision(model, split.first(limit), dataset, DETECTION.read, progress)
 
 
 def _images(profile: str | None = None, folder: Path | None = None):
@@ -157,11 +166,11 @@ def _boxes(profile: str | None = None, folder: Path | None = None):
     return find_scenes("bccd", "boxes", profile, folder)
 
 
-CLASSIFICATION = Task("classification", "accuracy", _class_count, F.cross_entropy, output_loss, _accuracy,
+CLASSIFICATION = Task("classification", "accuracy", _class_count, F.cross_entropy, output_loss, _most_likely, _accuracy,
                       ("cifar10", "embedded"), _images, ("data", "evaluate"))
-SEGMENTATION = Task("segmentation", "mIoU", _pixel_count, shown_pixels, pixel_loss, _iou, ("camvid", "embedded"), _masks,
+SEGMENTATION = Task("segmentation", "mIoU", _pixel_count, shown_pixels, pixel_loss, _most_likely, _iou, ("camvid", "embedded"), _masks,
                     ("scene_metrics",), 8)
-DETECTION = Task("detection", "mAP50", _location_count, shown_locations, location_loss, _precision, ("bccd", "embedded"),
+DETECTION = Task("detection", "mAP50", _location_count, shown_locations, location_loss, _selected, _precision, ("bccd", "embedded"),
                  _boxes, ("scene_metrics",), 8)
 TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION, DETECTION)}
 ARCHITECTURES = {"segmenter": SEGMENTATION, "detector": DETECTION}

@@ -47,7 +47,7 @@ class Plan:
 
 PLANS = {"camvid/segmenter": Plan(40, 8, (144, 192), (0.75, 1.6)),
          "bccd/detector": Plan(64, 8, (144, 192), (0.75, 1.4), vertical=True),
-         "embedded/segmenter": Plan(4, 16, (96, 96), (0.9, 1.25)),
+         "embedded/segmenter": Plan(2, 16, (96, 96), (0.9, 1.25)),
          "embedded/detector": Plan(4, 16, (96, 96), (0.9, 1.25))}
 
 
