@@ -30,14 +30,15 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
-                    statistics_weight: float = 1.0, labels: Tensor | None = None, seed: int = 0,
+                    statistics_weight: float = 1.0, amplitude: float = 1.0, labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False, run: RunState | None = None,
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
     """n images [n, *image_shape] in the model's own (normalised) scale, and the labels they were made for (or None).
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
-    evenly. task: what it means that an image shows its class. on_step(iteration, images, {"statistics", "class"}) is called after each iteration of each batch.
+    evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
+    normalised to deviation 1. on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
     require_statistics(teacher, "making images")
@@ -55,7 +56,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                disable=not progress, leave=False)
     with BatchNormStatistics(teacher) as statistics, bar, economical(teacher, image_shape, min(n, batch_size)):
         for batch in batches[len(made):]:
-            white = torch.randn(len(batch), *image_shape, generator=generator).to(device).requires_grad_(True)
+            noise = amplitude * torch.randn(len(batch), *image_shape, generator=generator)
+            white = noise.to(device).requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
             optimizer = torch.optim.Adam([white], lr=learning_rate, betas=BETAS)
             if first:  # the middle of a batch
