@@ -46,7 +46,7 @@ def run_quantize(args, config: QuantConfig) -> None:
     report = {key: value for key, value in result.report.items() if key != "config"}
     fields = {"model": name, "weight_bits": args.weight_bits, "activation_bits": args.activation_bits,
               "edge_bits": args.edge_bits, "profile": "imagenet",
-              **compare(result.model, network, preprocess, folder, args.n_test), **report}
+              **beside_full_precision(result.model, network, preprocess, folder, args.n_test), **report}
     if args.out:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
                                                      "image_shape": list(preprocess.image_shape)})
@@ -66,7 +66,7 @@ def run_evaluate(args) -> None:
         quantized, facts = load_quantized(args.quantized)
         if facts["model"] != name:
             raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
-        measured = compare(quantized, network, preprocess, folder, args.n_test)
+        measured = beside_full_precision(quantized, network, preprocess, folder, args.n_test)
     elif folder is None:
         raise ValueError("there are no images to evaluate a full-precision network on: set ZSQ_IMAGENET to a folder with one "
                          "folder of images per WordNet id, or to the official flat folder")
@@ -81,8 +81,8 @@ def run_evaluate(args) -> None:
     answer(args, {"model": name, **kept, "profile": "imagenet", **measured}, f"{name}, {described}: {_text(measured)}")
 
 
-def compare(model: nn.Module, network: nn.Module, preprocess: Preprocess, folder: ImageFolder | None, n_test: int | None,
-            *, workers: int | None = None) -> dict:
+def beside_full_precision(model: nn.Module, network: nn.Module, preprocess: Preprocess, folder: ImageFolder | None,
+                          n_test: int | None, *, workers: int | None = None) -> dict:
     """Fields that compare a quantized model with its full-precision network, on the folder or on synthetic images."""
     if folder is None:
         teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
