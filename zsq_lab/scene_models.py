@@ -48,8 +48,10 @@ class Pyramid(nn.Module):
         self.down8 = nn.Sequential(Block(quarter, eighth, 2), Block(eighth, eighth))
         self.down16 = nn.Sequential(Block(eighth, sixteenth, 2), Block(sixteenth, sixteenth, dilation=2),
                                     Block(sixteenth, sixteenth, dilation=4))
-        self.lateral16, self.lateral8, self.merge8 = _conv_bn(sixteenth, eighth, 1), _conv_bn(eighth, eighth, 1), _conv_bn(eighth, eighth)
-        self.from8, self.lateral4, self.merge4 = _conv_bn(eighth, quarter, 1), _conv_bn(quarter, quarter, 1), _conv_bn(quarter, quarter)
+        self.lateral16, self.lateral8 = _conv_bn(sixteenth, eighth, 1), _conv_bn(eighth, eighth, 1)
+        self.merge8 = _conv_bn(eighth, eighth)
+        self.from8, self.lateral4 = _conv_bn(eighth, quarter, 1), _conv_bn(quarter, quarter, 1)
+        self.merge4 = _conv_bn(quarter, quarter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         half = F.relu(self.stem(x))

@@ -25,9 +25,10 @@ class Task:
 
     classes(output): how many classes the output knows, None where the task cannot tell. label_loss(output, labels): how
     little images show the classes int64 [N] that they were made for. output_loss(student's, teacher's): what fine-tuning
-    brings to zero. read(model, output): what the output says of each image, a class, a mask or boxes. measure(model, split, dataset, limit, progress): {metric: percent, ...}. profiles: its data sets, the
-    real one first; dataset(profile, folder): one of them. reads: the module's files that only `measure` and `dataset` need.
-    per_image: how many small images one scene is worth.
+    brings to zero. read(model, output): what the output says of each image, a class, a mask or boxes. measure(model,
+    split, dataset, limit, progress): {metric: percent, ...}. profiles: its data sets, the real one first;
+    dataset(profile, folder): one of them. reads: the module's files that only `measure` and `dataset` need. per_image:
+    how many small images one scene is worth.
     """
 
     name: str
@@ -168,10 +169,10 @@ def _boxes(profile: str | None = None, folder: Path | None = None):
 
 CLASSIFICATION = Task("classification", "accuracy", _class_count, F.cross_entropy, output_loss, _most_likely, _accuracy,
                       ("cifar10", "embedded"), _images, ("data", "evaluate"))
-SEGMENTATION = Task("segmentation", "mIoU", _pixel_count, shown_pixels, pixel_loss, _most_likely, _iou, ("camvid", "embedded"), _masks,
-                    ("scene_metrics",), 8)
-DETECTION = Task("detection", "mAP50", _location_count, shown_locations, location_loss, _selected, _precision, ("bccd", "embedded"),
-                 _boxes, ("scene_metrics",), 8)
+SEGMENTATION = Task("segmentation", "mIoU", _pixel_count, shown_pixels, pixel_loss, _most_likely, _iou,
+                    ("camvid", "embedded"), _masks, ("scene_metrics",), 8)
+DETECTION = Task("detection", "mAP50", _location_count, shown_locations, location_loss, _selected, _precision,
+                 ("bccd", "embedded"), _boxes, ("scene_metrics",), 8)
 TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION, DETECTION)}
 ARCHITECTURES = {"segmenter": SEGMENTATION, "detector": DETECTION}
 
