@@ -163,7 +163,7 @@ def test_synthesize_writes_images_and_the_normalisation(capsys, tmp_path):
     (["sweep", "--models", "embedded/alexnet"], "embedded/resnet20"),
     (["sweep", "--profile", "mnist"], "cifar10"),
     (["sweep", "--plan", "everything"], "foundation"),
-    (["sweep", "--size-budgets", "4"], "share of the float size"),
+    ([*SWEEP, "--size-budgets", "4"], "share of the float size"),
     (["sweep", "--plan", "foundation", "--recipes", "magic"], "'magic'"),
 ])
 def test_a_wrong_argument_is_exit_status_2_and_one_line(capsys, arguments, named, tmp_path, monkeypatch):

@@ -98,8 +98,8 @@ def test_the_student_never_sees_the_same_sample_twice(monkeypatch):
     """Fine-tuning on a generator is on endless images: every batch is another one."""
     seen, sample = [], Generator.sample
 
-    def see(self, n, random, labels=None):
-        made, labels = sample(self, n, random, labels)
+    def see(self, n, random, labels=None, **more):
+        made, labels = sample(self, n, random, labels, **more)
         if n == TINY.batch_size:
             seen.append(made)
         return made, labels
