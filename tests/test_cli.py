@@ -164,6 +164,7 @@ def test_synthesize_writes_images_and_the_normalisation(capsys, tmp_path):
     (["sweep", "--profile", "mnist"], "cifar10"),
     (["sweep", "--plan", "everything"], "foundation"),
     ([*SWEEP, "--size-budgets", "4"], "share of the float size"),
+    (["export", "--model", "embedded/segmenter", "--out", "network.onnx"], "takes classifiers"),
     (["sweep", "--plan", "foundation", "--recipes", "magic"], "'magic'"),
 ])
 def test_a_wrong_argument_is_exit_status_2_and_one_line(capsys, arguments, named, tmp_path, monkeypatch):

@@ -152,3 +152,22 @@ def test_the_real_network_on_real_images():
     answers = evaluate({"full": model}, find_images().first(40), preprocess, workers=0)["full"]
     assert answers.top1.percent > 65 and answers.top5.percent > 85
     assert torch.isfinite(answers.top.float()).all()
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
+def test_export_compares_on_the_images_of_the_folder(capsys, folder, suffix):
+    pytest.importorskip("onnxruntime")
+    status, out, _ = run(capsys, "export", "--model", LITE, "--recipe", "rtn-bn", "--n-test", "12", "--threads", "1", "--json",
+                         "--out", str(folder.parent / f"lite{suffix}"))
+    answer = json.loads(out)
+    assert status == 0 and answer["profile"] == "imagenet" and answer["n_test"] == 12 and (folder.parent / f"lite{suffix}").exists()
+    assert suffix == ".safetensors" or answer["agreement"] == 100
+
+
+def test_export_without_images_says_what_it_compares_on(capsys, small):
+    pytest.importorskip("onnxruntime")
+    status, out, err = run(capsys, "export", "--model", LITE, "--recipe", "rtn-bn", "--threads", "1", "--json", "--out",
+                           str(small / "lite.onnx"))
+    answer = json.loads(out)
+    assert status == 0 and answer["profile"] == "imagenet, synthetic" and answer["n_test"] == imagenet_command.HELD_OUT
+    assert answer["fp_accuracy"] == 100 and "is agreement with full precision on 32 synthetic images" in err

@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     sub = command("sweep", "measure many settings, on one machine or many; the same command resumes", sweep_command.run)
     sweep_command.add_arguments(sub)
     sub = command("export", "write a quantized network for another runtime, compare and measure it",
-                  lambda args: export_command.run(args, _model), model=True)
+                  lambda args: export_command.run(args, _classifier), model=True)
     export_command.add_arguments(sub)
     return parser
 
@@ -121,6 +121,17 @@ def _model(args):
     if args.command == "train":
         return name, dataset, None
     return name, dataset, load_model(name)[0]
+
+
+def _classifier(args):
+    """As `_model`, for the commands that compare classes; ImageNet's images come from their folder."""
+    from .tasks import CLASSIFICATION, task_of
+    if args.model.startswith("imagenet/"):
+        from .imagenet_command import load_with_images
+        return load_with_images(args)
+    if task_of(args.model) is not CLASSIFICATION:
+        raise WrongArgument(f"{args.command} takes classifiers: {args.model} is none (from Python, zsq_lab.export takes any network)")
+    return _model(args)
 
 
 def _quantize(args) -> None:

@@ -6,6 +6,12 @@ from tqdm import tqdm
 from .data import Dataset, Split, batches
 
 BATCH = 250  # of 32x32 images: large enough for two cores, small enough for their caches
+LEAST = 8  # of larger ones
+
+
+def batch_size(image_shape: tuple[int, ...]) -> int:
+    """Images that are predicted at a time: the fewer the larger they are."""
+    return max(LEAST, BATCH * 32 * 32 // (image_shape[-2] * image_shape[-1]))
 
 
 @torch.inference_mode()
@@ -14,12 +20,11 @@ def predict(model: nn.Module, split: Split, dataset: Dataset, *, limit: int | No
     """Predicted class [N] of the first `limit` images of a split (all by default)."""
     device = next(model.parameters()).device
     split = Split(split.images[:limit], split.labels[:limit])
-    modes = {module: module.training for module in model.modules()}
+    modes, size = {module: module.training for module in model.modules()}, batch_size(split.images.shape)
     model.eval()
     try:
         predictions = []
-        for images, _ in tqdm(batches(split, BATCH), "evaluating", -(-len(split) // BATCH), disable=not progress,
-                              leave=False):
+        for images, _ in tqdm(batches(split, size), "evaluating", -(-len(split) // size), disable=not progress, leave=False):
             x = dataset.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
             predictions.append(model(x).argmax(1).cpu())
     finally:

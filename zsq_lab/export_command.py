@@ -64,13 +64,15 @@ def run(args, load) -> None:
 
 
 def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: int = 0, *, progress: bool = False) -> Tensor:
-    """128 quick synthetic images; kept in data/cache/runs and reused by the recipes that make the same ones."""
+    """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same ones."""
     from .data import cache_folder
     from .images import optimise_images
-    from .job import BUDGETS, Job
+    from .job import Job, named_budget
     from .layers import QuantConfig, convert
     from .resume import RunState
-    budget, (teacher, student) = BUDGETS["quick"], convert(network, QuantConfig(), image_shape)
+    from .tasks import CLASSIFICATION
+    budget = named_budget("quick", image_shape, CLASSIFICATION)
+    teacher, student = convert(network, QuantConfig(), image_shape)
     job = Job(teacher, student, QuantConfig(), image_shape, budget, seed, run=RunState(cache_folder() / "runs" / "export"))
     run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch)
     return optimise_images(teacher, budget.images, image_shape, batch_size=budget.image_batch, seed=seed,

@@ -3,15 +3,16 @@
 Without a folder of images, agreement with the full-precision network on synthetic images that the recipe has not seen.
 """
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .arguments import WrongArgument, answer
-from .data import cache_folder
-from .image_folder import ImageFolder, Preprocess, find_images
-from .imagenet_evaluate import BATCH, Share, evaluate, normalise, synthetic_agreement
+from .data import Dataset, Split, cache_folder
+from .image_folder import ImageFolder, Preprocess, classes, find_images
+from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, synthetic_agreement
 from .imagenet_models import check_name, load_imagenet
 from .images import optimise_images
 from .job import fingerprint
@@ -30,6 +31,41 @@ def load(args) -> tuple[str, nn.Module, Preprocess]:
     except ValueError as error:
         raise WrongArgument(error) from None
     return name, *load_imagenet(name)
+
+
+def load_with_images(args) -> tuple[str, Dataset, nn.Module]:
+    """(full name, data set, network): the first images of the folder in memory, as the lab's small data sets are.
+
+    Without a folder: synthetic images that no recipe has seen, labelled by the network itself, and one line that says so.
+    """
+    folder = find_images()
+    name, network, preprocess = load(args)
+    if folder is None:
+        print(f"no images here: what is called accuracy below is agreement with full precision on {HELD_OUT} synthetic images; "
+              "set ZSQ_IMAGENET for accuracy", file=sys.stderr)
+        kind, read = "imagenet, synthetic", partial(_own_split, network, preprocess)
+    else:
+        kind, read = "imagenet", partial(_split, folder.first(args.n_test), preprocess)
+    names = tuple(own for _, own in classes())
+    dataset = Dataset(kind, names, preprocess.mean, preprocess.std, lambda split: read())
+    dataset.image_shape = preprocess.image_shape
+    return name, dataset, network
+
+
+def _split(folder: ImageFolder, preprocess: Preprocess) -> Split:
+    parts = [(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels))
+             for pixels, labels in folder.batches(preprocess, BATCH)]
+    warn_unreadable(folder)
+    return Split(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def _own_split(network: nn.Module, preprocess: Preprocess) -> Split:
+    teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
+    images = held_out_images(teacher, preprocess.image_shape)
+    pixels = (denormalise(images, preprocess) * 255).round().to(torch.uint8)
+    shown = normalise(pixels.permute(0, 2, 3, 1), preprocess)
+    return Split(pixels, torch.cat([teacher(batch).argmax(1) for batch in shown.split(BATCH)]))
 
 
 def run_quantize(args, config: QuantConfig) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data import Dataset, Split, batches
+from .evaluate import batch_size
 from .export import EXTRA, load_onnx
 
-BATCH = 250
 
 
 def require_runtime():
@@ -63,7 +63,8 @@ def run(session, images: Tensor | np.ndarray) -> np.ndarray:
 def predict(session, split: Split, dataset: Dataset, *, limit: int | None = None, progress: bool = False) -> Tensor:
     """Predicted class [N] of the first `limit` images of a split, as `evaluate.predict` does for a PyTorch model."""
     split = Split(split.images[:limit], split.labels[:limit])
-    bar = tqdm(batches(split, BATCH), "ONNX Runtime", -(-len(split) // BATCH), disable=not progress, leave=False)
+    size = batch_size(split.images.shape)
+    bar = tqdm(batches(split, size), "ONNX Runtime", -(-len(split) // size), disable=not progress, leave=False)
     return torch.cat([torch.from_numpy(run(session, dataset.normalise(images)).argmax(1)) for images, _ in bar])
 
 
