@@ -59,8 +59,8 @@ def test_ssdlite_through_quantize(ssdlite, recipe):
         expected, output = heads(images), result.model(images)
         found = result.model.detections(output)
     assert len(quant_layers(result.model)) > 60
-    # sixty layers of random weights and two steps: a rough guess, but of the same outputs
-    assert relative_error(output["classes"], expected["classes"]) < 0.7
+    bound = 0.7 if recipe == "rtn-bn" else 0.3  # sixty layers of random weights: ranges from statistics alone are a rough guess
+    assert relative_error(output["classes"], expected["classes"]) < bound
     assert [set(image) for image in found] == [{"boxes", "scores", "labels"}] * 2
 
 
