@@ -65,7 +65,7 @@ data: env
 	@$(PY) -m zsq_lab download cifar10
 
 test: env
-	@$(PY) -m pytest --nbval $(PYTEST_ARGS)
+	@$(PY) -m pytest --nbval -n 2 $(PYTEST_ARGS)
 
 clean:
 	rm -rf build .pytest_cache .hypothesis *.egg-info

@@ -2,6 +2,9 @@
 
 `pytest --nbval` executes the notebooks too. Their outputs are compared only where the data is there that the committed
 outputs were made with; elsewhere, on the embedded images, they must run without an error (nbval's lax mode).
+
+`pytest -n 2` is the same in two worker processes (pytest-xdist): a file stays in one of them, its notebook's cells in
+order, and each worker computes on one thread, which on two cores is faster than one process on two.
 """
 import os
 from functools import cache
@@ -9,6 +12,9 @@ from functools import cache
 import hypothesis
 import matplotlib
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; kernels and other child processes inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 matplotlib.use("Agg")  # no windows; an environment variable would reach the notebooks' kernels and hide their figures
 hypothesis.settings.register_profile("lab", deadline=None, derandomize=True, print_blob=True)
@@ -31,7 +37,13 @@ def cifar10_found() -> bool:
         return False
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist gets the options as they are settled below
+        return
+    if getattr(config.option, "dist", "no") == "load":  # -n without --dist
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # the order is `pytest_collection_modifyitems`'
     if not (getattr(config.option, "nbval", False) or getattr(config.option, "nbval_lax", False)):
         return
     config.option.nbval_current_env = True  # the kernel of this environment, whatever else is installed
@@ -54,7 +66,9 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += NOT_COMPARED
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # notebooks take longest: no worker should be left alone with one at the end
+        items.sort(key=lambda item: item.path.suffix != ".ipynb")
     for item in items:
         if item.get_closest_marker("real_data") and not cifar10_found():
             item.add_marker(pytest.mark.skip(reason="CIFAR-10 is not here: make data, or set ZSQ_DATA"))

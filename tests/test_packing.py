@@ -56,10 +56,10 @@ def test_data_of_another_length_is_refused(bits):
 def test_five_million_weights_take_a_fifth_of_a_second(bits):
     codes = np.random.default_rng(0).integers(0, 2**bits, 5_000_000, np.uint8)
     seconds = []
-    for _ in range(3):  # the machine may be busy: the best of three
-        started = time.perf_counter()
+    for _ in range(3):  # of this process: other work on the machine does not count, but for the memory it shares
+        started = time.process_time()
         back = unpack(pack(codes, bits), bits, codes.size)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert np.array_equal(back, codes)
     assert min(seconds) < 0.4, "twice the 0.2 s of a quiet machine"
     print(f"{bits} bits: {min(seconds):.3f} s")
