@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command_line import run
 from sweep_workers import NUMBERS
 
 from zsq_lab import data, engines, plans, sweeps
-from zsq_lab.__main__ import main
 from zsq_lab.checkpoints import load_generator, load_quantized
 from zsq_lab.job import BUDGETS, Budget
 from zsq_lab.results import Item, load
@@ -20,15 +20,6 @@ QUANTIZE = ["quantize", "--model", "embedded/resnet20", "--n-test", "200", "--bu
 SWEEP = ["sweep", "--models", "embedded/resnet20", "--recipes", "rtn-bn", "--seeds", "0", "--n-test", "50"]
 PROMISED = {"model", "recipe", "weight_bits", "activation_bits", "convention", "seed", "fp_accuracy", "accuracy", "drop",
             "seconds", "profile", "n_test"}
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(list(arguments))
-    except SystemExit as stop:  # argparse's own way out
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_quantize_prints_one_json_object_with_the_promised_fields(capsys):

@@ -3,10 +3,10 @@ import json
 
 import pytest
 import torch
+from command_line import run
 from networks import images
 
 from zsq_lab import job
-from zsq_lab.__main__ import main
 from zsq_lab.calibration_set import read_calibration_set
 from zsq_lab.checkpoints import load_model
 from zsq_lab.job import Budget
@@ -21,14 +21,6 @@ EXPORT = ["export", "--model", "embedded/resnet20", "--recipe", "rtn-bn", "--n-t
 def small(monkeypatch, tmp_path):
     monkeypatch.setitem(job.BUDGETS, "quick", Budget("quick", 8, 3, 3, 3, 8, 8))
     monkeypatch.setattr("zsq_lab.data.cache_folder", lambda: tmp_path / "cache")
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(list(arguments))
-    except SystemExit as stop:
-        status = stop.code
-    return status, *capsys.readouterr()
 
 
 def test_export_writes_compares_and_measures(capsys, tmp_path):

@@ -4,12 +4,12 @@ import os
 
 import pytest
 import torch
+from command_line import run
 from networks import TINY, awaken, images, teach
 from test_image_folder import class_folders
 from torch import nn
 
 from zsq_lab import checkpoints, data, image_folder, imagenet_command, imagenet_models, imagenet_sweep, job, results
-from zsq_lab.__main__ import main
 from zsq_lab.image_folder import Preprocess, find_images
 from zsq_lab.imagenet_evaluate import evaluate
 from zsq_lab.imagenet_models import load_imagenet
@@ -47,15 +47,6 @@ def small(monkeypatch, tmp_path):
 def folder(small, monkeypatch):
     monkeypatch.setenv("ZSQ_IMAGENET", str(class_folders(small / "images", each=34)))
     return small / "images"
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(list(arguments))
-    except SystemExit as stop:  # argparse's own way out
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 QUANTIZE = ["quantize", "--model", LITE, "-w", "8", "-a", "8", "--budget", "quick"]

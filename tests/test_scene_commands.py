@@ -3,23 +3,14 @@ import json
 
 import numpy as np
 import pytest
+from command_line import run
 from PIL import Image
 
-from zsq_lab.__main__ import main
 from zsq_lab.checkpoints import checkpoint_path
 from zsq_lab.job import BUDGETS, Budget
 from zsq_lab.results import load
 
 METRICS = {"segmenter": "mIoU", "detector": "mAP50"}
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(list(arguments))
-    except SystemExit as stop:  # argparse's own way out
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.mark.parametrize("architecture", METRICS)

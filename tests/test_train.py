@@ -11,7 +11,7 @@ from zsq_lab.__main__ import main
 from zsq_lab.checkpoints import load_model, save_model
 from zsq_lab.data import Dataset, Split
 from zsq_lab.models import build
-from zsq_lab.train import PAD, augment, image_side, learning_rate, train, train_checkpoint
+from zsq_lab.train import PAD, augment, image_side, train, train_checkpoint
 
 
 def network() -> nn.Module:
@@ -81,13 +81,6 @@ def test_the_seed_decides():
         assert torch.equal(torch.get_rng_state(), random_state)
     states = [m.state_dict() for m in models]
     assert same_state(states[0], states[1]) and not same_state(states[0], states[2])
-
-
-def test_learning_rate_is_one_cycle():
-    rates = [learning_rate(step, 100, 0.5) for step in range(101)]
-    assert rates[0] == pytest.approx(0.05) and max(rates) == rates[20] == pytest.approx(0.5)
-    assert rates[60] == pytest.approx(0.25) and rates[100] == 0
-    assert all(a < b for a, b in zip(rates[:20], rates[1:21])) and all(a > b for a, b in zip(rates[20:], rates[21:]))
 
 
 def test_images_grow_to_full_size_at_55_percent():
