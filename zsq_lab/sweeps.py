@@ -9,7 +9,8 @@ On 10,000 items and 200 nodes: an item is minutes of work and one submission of 
 scheduler sees 20 ends a minute, Dask alone takes thousands a second. The folder holds 10,000 results of about 1 kB, plus
 at most 200 claims, and a claim is touched every 30 seconds: 7 small writes a second on the shared disk.
 Listing the folder is one call for all items, not one each. Simulated: 10,000 items that do nothing take this program
-6 seconds and 30 MB beyond its imports, and leave 10,001 files; in proportion, 100 items cost it less than a tenth of a second.
+6 seconds and 30 MB beyond its imports, and leave 10,001 files; of a sweep of 100 real items of 3 seconds 0.2 % passed
+outside the items (299.5 seconds, 298.8 of them inside `run`; `sweep --recipes rtn-bn --n-test 200 --seeds 0 ... 19`).
 Eight items of about 15 seconds take 147 seconds on one Dask worker of one thread and 87 on two, 1.7 times as fast (two
 cores; `sweep --recipes rtn-bn --bits 8 --seeds 0 1 2 3 4 5 6 7 --n-test 5000 --threads 1 --cluster ...`).
 """
