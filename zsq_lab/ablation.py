@@ -50,7 +50,7 @@ class Variant:
     mirrored: bool = True
     frozen: str = ""
     searched: bool = True
-    equalized: bool = False
+    equalized: bool = True
 
 
 VARIANTS = {
@@ -63,7 +63,7 @@ VARIANTS = {
     "images never mirrored": Variant(mirrored=False),
     "images of no class": Variant(images={"class_weight": 0.0}),
     "images of a class, statistics ignored": Variant(images={"statistics_weight": 0.0, "class_weight": 1.0}),
-    "weights equalized first": Variant(equalized=True),
+    "weights not equalized": Variant(equalized=False),
     "noise for images": Variant(source="noise"),
     "real images (reference)": Variant(source="real"),
 }

@@ -3,6 +3,7 @@
 The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
 measured in notebooks 04 and 05.
 """
+import copy
 from functools import partial
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from . import adversary, zscgan
 from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers
+from .equalize import equalize
 from .generators import WIDTHS, Generator
+from .graph import trace
 from .gznq import prior_images
 from .images import count_classes, optimise_images
 from .job import Job, learning_rate, pool_sampler
+from .layers import quantize_model
 from .reconstruct import find_blocks, reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
@@ -32,8 +36,9 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, then fine-tuning that compares student and teacher at every layer; large images: block by block."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer; large images: block by block."""
     images = _optimised(job)
+    _equalize(job)
     if job.large:
         _reconstruct_on(job, images)
     else:
@@ -78,6 +83,14 @@ def zaq(job: Job) -> None:
 def zaq_paper(job: Job) -> None:
     """The game of the paper (Liu et al. 2021): a cold unconditional generator, the two discrepancies, the activation term."""
     _play(job, _fresh_generator(job, conditional=False), adversary.PAPER)
+
+
+def _equalize(job: Job) -> None:
+    """Both networks as cross-layer equalization leaves them: the same outputs, weights that fewer levels serve better."""
+    if job.config.convention == "deployable":  # scales move between layers whose BatchNorms are folded
+        job.teacher = equalize(job.teacher, job.image_shape)
+        job.student = copy.deepcopy(job.teacher)
+        quantize_model(job.student, job.config, trace(job.student, job.image_shape))
 
 
 def _optimised(job: Job) -> Tensor:
