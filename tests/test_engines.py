@@ -38,7 +38,9 @@ def makers(request, tmp_path, here):
     """makers(name): what makes the executor."""
     def make(name: str):
         if name == "slurm":
-            pytest.importorskip("submitit")
+            core = pytest.importorskip("submitit.core.core")
+            # How long submitit waits for the result of a job that has ended: for slow network drives, and none is here.
+            request.getfixturevalue("monkeypatch").setattr(core.Job, "_results_timeout_s", 1)
             return lambda: SlurmExecutor(tmp_path / "jobs", cluster="local")
         if name == "dask":
             address = request.getfixturevalue("dask")

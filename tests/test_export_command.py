@@ -1,12 +1,13 @@
 """`export` and the folder of `synthesize` as a user meets them."""
 import json
+from functools import partial
 
 import pytest
 import torch
 from command_line import run
 from networks import images
 
-from zsq_lab import job
+from zsq_lab import job, onnx_runtime
 from zsq_lab.calibration_set import read_calibration_set
 from zsq_lab.checkpoints import load_model
 from zsq_lab.job import Budget
@@ -21,6 +22,7 @@ EXPORT = ["export", "--model", "embedded/resnet20", "--recipe", "rtn-bn", "--n-t
 def small(monkeypatch, tmp_path):
     monkeypatch.setitem(job.BUDGETS, "quick", Budget("quick", 8, 3, 3, 3, 8, 8))
     monkeypatch.setattr("zsq_lab.data.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(onnx_runtime, "measure", partial(onnx_runtime.measure, rounds=2))
 
 
 def test_export_writes_compares_and_measures(capsys, tmp_path):

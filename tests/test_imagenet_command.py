@@ -1,6 +1,7 @@
 """The commands on ImageNet networks: a small stand-in with a thousand classes for the forms, the real network where it is."""
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,17 @@ from networks import TINY, awaken, images, teach
 from test_image_folder import class_folders
 from torch import nn
 
-from zsq_lab import checkpoints, data, image_folder, imagenet_command, imagenet_models, imagenet_sweep, job, results
+from zsq_lab import (
+    checkpoints,
+    data,
+    image_folder,
+    imagenet_command,
+    imagenet_models,
+    imagenet_sweep,
+    job,
+    onnx_runtime,
+    results,
+)
 from zsq_lab.image_folder import Preprocess, find_images
 from zsq_lab.imagenet_evaluate import evaluate
 from zsq_lab.imagenet_models import load_imagenet
@@ -39,6 +50,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(image_folder, "spare_cores", lambda: 0)
     monkeypatch.setitem(job.BUDGETS, "quick", TINY)
     monkeypatch.setattr(imagenet_command, "HELD_OUT_ITERATIONS", 2)
+    monkeypatch.setattr(onnx_runtime, "measure", partial(onnx_runtime.measure, rounds=2))
     monkeypatch.delenv("ZSQ_IMAGENET", raising=False)
     return tmp_path
 
