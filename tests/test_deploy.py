@@ -7,7 +7,8 @@ from torch import nn
 
 from zsq_lab.deploy import NEW_BITS, deploy, grids, is_weight, layer_parts
 from zsq_lab.layers import QuantConfig, quant_layers
-from zsq_lab.program import INPUT, QUANTIZE, Value, record
+from zsq_lab.program import INPUT, QUANTIZE, Value
+from zsq_lab.recorder import record
 from zsq_lab.recipes import quantize
 
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .program import INPUT, QUANTIZE, Program, Step, Value, record, renamed
+from .program import INPUT, QUANTIZE, Program, Step, Value, renamed
 from .quantizer import Quantizer
 from .ranges import SAMPLES, search_ranges
+from .recorder import record
 
 NEW_BITS = 8  # of the quantizers that are added, whatever the bits of the others
 # Operations that rounding may change places with, as they only compare: f(round(x)) = round(f(x)).

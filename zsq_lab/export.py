@@ -17,7 +17,8 @@ from .layers import float_copy
 from .folding import fold_batchnorms
 from .graph import trace
 from .onnx_graph import GraphWriter
-from .program import Program, record
+from .program import Program
+from .recorder import record
 
 EXTRA = "install the extra: pip install -c constraints.txt -e .[export]"
 

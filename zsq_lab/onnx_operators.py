@@ -1,13 +1,15 @@
 """How each ATen operation of a program is written in ONNX: a table, name -> function of (writer, step).
 
-Arguments stand in the order of ATen's schema. An operation that is not here is refused by its name.
+Here is what computes; what only moves numbers is in `onnx_shaping`. Arguments stand in the order of ATen's schema. An
+operation that is in neither is refused by its name.
 """
 import numpy as np
 from torch import Tensor
 
+from . import onnx_shaping
+from .onnx_shaping import shape_of
 from .program import Step, Value
 
-END = 2**63 - 1  # "to the end" in ONNX's Slice
 SIMPLE = {"sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "neg": "Neg", "abs": "Abs",
           "hardswish": "HardSwish", "erf": "Erf", "sin": "Sin", "cos": "Cos"}
 ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "matmul": "MatMul", "mm": "MatMul", "bmm": "MatMul"}
@@ -148,75 +150,6 @@ def _mean(writer, step: Step) -> None:
         writer.result(writer.node("ReduceMean", [writer.float_of(x), writer.constant(axes, np.int64)], keepdims=int(keep)))
 
 
-def _slice(writer, step: Step) -> None:
-    _, axis, start, end, stride = step.args
-    ends = [writer.constant([v], np.int64) for v in (start or 0, END if end is None else end, axis, stride)]
-    writer.same_grid(step, lambda name, _: writer.node("Slice", [name, *ends]), lambda name: writer.node("Slice", [name, *ends]))
-
-
-def _select(writer, step: Step) -> None:
-    _, axis, index = step.args
-    place = writer.constant(index, np.int64)
-    writer.same_grid(step, lambda name, _: writer.node("Gather", [name, place], axis=axis),
-                     lambda name: writer.node("Gather", [name, place], axis=axis))
-
-
-def _reshape(writer, step: Step) -> None:
-    shape = writer.constant(step.shape, np.int64)
-    writer.same_grid(step, lambda name, _: writer.node("Reshape", [name, shape]), lambda name: writer.node("Reshape", [name, shape]))
-
-
-def _permute(writer, step: Step) -> None:
-    rank = len(shape_of(writer, step.args[0]))
-    if step.name == "transpose":
-        order = list(range(rank))
-        a, b = (d % rank for d in step.args[1:3])
-        order[a], order[b] = order[b], order[a]
-    else:
-        order = [d % rank for d in step.args[1]]
-    writer.same_grid(step, lambda name, _: writer.node("Transpose", [name], perm=order),
-                     lambda name: writer.node("Transpose", [name], perm=order))
-
-
-def _pad(writer, step: Step) -> None:
-    amounts, value = step.args[1], step.args[2] if step.name == "constant_pad_nd" else 0
-    rank, pairs = len(shape_of(writer, step.args[0])), len(amounts) // 2
-    pads = np.zeros((2, rank), np.int64)
-    for i in range(pairs):  # PyTorch begins with the last dimension
-        pads[:, rank - 1 - i] = amounts[2 * i:2 * i + 2]
-    where, mode = writer.constant(pads.reshape(-1)), "reflect" if step.name == "reflection_pad2d" else "constant"
-    fill = [] if mode == "reflect" else [writer.constant(value, np.float32)]
-    writer.same_grid(step, lambda name, q: writer.node("Pad", [name, where, *([writer.grid_constants(q)[1]] if fill else [])], mode=mode),
-                     lambda name: writer.node("Pad", [name, where, *fill], mode=mode))
-
-
-def _concatenate(writer, step: Step) -> None:
-    writer.result(writer.node("Concat", [writer.float_of(a) for a in step.args[0]], axis=step.args[1]))
-
-
-def _split(writer, step: Step) -> None:
-    x, sizes, axis = step.args
-    whole = shape_of(writer, x)[axis]
-    if isinstance(sizes, int):
-        sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
-    names = writer.node("Split", [writer.float_of(x), writer.constant(sizes, np.int64)], outputs=len(sizes), axis=axis)
-    for part, name in enumerate(names if len(sizes) > 1 else [names]):
-        writer.result(name, part)
-
-
-def _upsample(writer, step: Step) -> None:
-    """The output's size follows from the recorded one: the image's size is fixed, the batch is not."""
-    bilinear = "bilinear" in step.name
-    align = bool(step.args[2]) if bilinear else False
-    before, after = shape_of(writer, step.args[0])[2:], step.shape[2:]
-    factors = writer.constant([1, 1, *(a / b for a, b in zip(after, before, strict=True))], np.float32)
-    how = {"mode": "linear" if bilinear else "nearest",
-           "coordinate_transformation_mode": "align_corners" if align else "half_pixel" if bilinear else "asymmetric"}
-    how |= {} if bilinear else {"nearest_mode": "floor"}
-    writer.same_grid(step, lambda name, _: writer.node("Resize", [name, "", factors], **how),
-                     lambda name: writer.node("Resize", [name, "", factors], **how))
-
-
 def _batch_norm(writer, step: Step) -> None:
     x, weight, bias, mean, variance = step.args[:5]
     eps = next(a for a in reversed(step.args) if isinstance(a, float))
@@ -243,12 +176,7 @@ def _softmax(writer, step: Step) -> None:
     writer.result(writer.node("Softmax", [writer.float_of(step.args[0])], axis=step.args[1]))
 
 
-def shape_of(writer, value: Value) -> tuple[int, ...]:
-    """The shape of a result, the batch as -1."""
-    return writer.program.steps[value.step].shape if value.step >= 0 else (-1, *writer.program.image_shape)
-
-
-OPERATORS = {
+OPERATORS = onnx_shaping.OPERATORS | {
     "convolution": _convolution, "addmm": _linear, "t": _transposed_weight,
     "relu": lambda w, s: _bounded(0, None, w, s),
     "hardtanh": lambda w, s: _bounded(s.args[1], s.args[2], w, s),
@@ -257,10 +185,7 @@ OPERATORS = {
     "clamp_max": lambda w, s: _bounded(None, s.args[1], w, s),
     "minimum": _extreme("Min"), "maximum": _extreme("Max"),
     "max_pool2d_with_indices": _max_pool, "avg_pool2d": _average_pool, "_adaptive_avg_pool2d": _adaptive_pool,
-    "mean": _mean, "slice": _slice, "select": _select, "view": _reshape, "_unsafe_view": _reshape, "reshape": _reshape,
-    "_reshape_alias": _reshape, "squeeze": _reshape, "unsqueeze": _reshape, "permute": _permute, "transpose": _permute,
-    "constant_pad_nd": _pad, "reflection_pad2d": _pad, "cat": _concatenate, "split": _split, "split_with_sizes": _split,
-    "upsample_nearest2d": _upsample, "upsample_bilinear2d": _upsample, "native_batch_norm": _batch_norm,
+    "mean": _mean, "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm, "silu": _silu, "hardsigmoid": _hard_sigmoid, "leaky_relu": _leaky,
     "_softmax": _softmax,
 }

@@ -6,7 +6,8 @@ from exported import NETWORKS, student
 from networks import IMAGE, LAYER_TYPES, SharedConv, awaken, images, layer_and_norm, snapshot
 from torch import nn
 
-from zsq_lab.program import QUANTIZE, record
+from zsq_lab.program import QUANTIZE
+from zsq_lab.recorder import record
 
 
 def count_hooks(model: nn.Module) -> int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from zsq_lab import torchvision_compat as compat
 
+
 def in_new_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
