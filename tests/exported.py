@@ -67,3 +67,62 @@ def deployed(name: str, bits: int = 8, activation_bits: int | None = None):
     """A network of NETWORKS and its deployed program."""
     network = teach(awaken(NETWORKS[name]()), images(32))
     return network, deploy(student(network, bits, activation_bits), IMAGE, images(32))
+
+
+class Function(nn.Module):
+    """A function of the images, times a weight of one so that there is something to read."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: Tensor):
+        return self.function(x * self.weight)
+
+
+class Between(nn.Module):
+    """A function between two convolutions, so that quantized it has integers before and behind it."""
+
+    def __init__(self, function, channels: int = 6):
+        super().__init__()
+        self.function, self.a, self.b = function, nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x)))
+
+
+def in_runtime(program, path, x: Tensor, **options):
+    """What ONNX Runtime computes of a program, as a NumPy array."""
+    from zsq_lab.export import save_onnx
+    from zsq_lab.onnx_runtime import open_session, run
+    save_onnx(program, path, **options)
+    return run(open_session(path, threads=1), x)
+
+
+def check_float(function, path, shape: tuple[int, ...] = IMAGE) -> None:
+    """The file of a function computes what PyTorch computes."""
+    from zsq_lab.export import float_program
+    network, x = Function(function), 2 * images(3, shape)
+    with torch.no_grad():
+        expected = network(x)
+    got = torch.from_numpy(in_runtime(float_program(network, shape), path, x))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def check_integers(function, path, *, kernel: str, channels: int = 6) -> None:
+    """Between two quantized layers the function is written on integers, as one `kernel`, and computes as simulated."""
+    from zsq_lab.export import load_onnx
+    from zsq_lab.integer_program import exact
+    program = deploy(student(awaken(Between(function, channels))), IMAGE, images(32))
+    x = images(9)
+    got = torch.from_numpy(in_runtime(program, path, x))
+    with torch.no_grad():
+        torch.testing.assert_close(got, exact(program)(x), rtol=1e-5, atol=1e-5)
+    nodes = load_onnx(path).graph.node
+    made = {name: node for node in nodes for name in node.output}
+
+    def source(node) -> str:
+        """The kind of node that the first input comes from, whatever moves it on the way."""
+        before = made[node.input[0]]
+        return before.op_type if before.op_type in ("QuantizeLinear", "DequantizeLinear", "Conv") else source(before)
+    assert "QuantizeLinear" in [source(node) for node in nodes if node.op_type == kernel], "its input is not on a grid"

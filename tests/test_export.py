@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from exported import NETWORKS, deployed
+from exported import NETWORKS, deployed, in_runtime, student
 from networks import IMAGE, LAYER_TYPES, Residual, awaken, images, layer_and_norm
 
 from zsq_lab import __version__
@@ -14,15 +14,8 @@ from zsq_lab.integer_program import exact
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from exported import student  # noqa: E402
-
 from zsq_lab.export import describe, facts_of, float_program, load_onnx, save_onnx  # noqa: E402
-from zsq_lab.onnx_runtime import open_session, operators, run  # noqa: E402
-
-
-def in_runtime(program, path, x, **options):
-    save_onnx(program, path, **options)
-    return run(open_session(path, threads=1), x)
+from zsq_lab.onnx_runtime import open_session, operators  # noqa: E402
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from exported import NETWORKS, student
+from exported import NETWORKS, Function, student
 from networks import IMAGE, LAYER_TYPES, SharedConv, awaken, images, layer_and_norm, snapshot
 from torch import nn
 
@@ -47,15 +47,6 @@ def test_the_steps_read_like_the_formula():
     lines = str(record(awaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(256, 2))), IMAGE))
     assert [line.split("(")[0] for line in lines.splitlines()] == ["%0 = convolution", "%1 = relu", "%2 = view", "%3 = addmm"]
     assert "convolution(image, tensor[4, 3, 1, 1], tensor[4], [1, 1]" in lines
-
-
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function, self.weight = function, nn.Parameter(torch.ones(3, 1, 1))
-
-    def forward(self, x):
-        return self.function(x * self.weight)
 
 
 def _changes_a_view(x):

@@ -138,8 +138,7 @@ class GraphWriter:
         outputs = self.program.outputs
         names = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
         last = [helper.make_node("Identity", [self.float_of(value)], [name]) for value, name in zip(outputs, names, strict=True)]
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *self.program.steps[value.step].shape[1:]])
-                if value.part == 0 else helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, self._shape(value))
                 for value, name in zip(outputs, names, strict=True)]
         start = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", *self.program.image_shape])
         graph = helper.make_graph([*self.nodes, *last], "zsq_lab", [start], ends, self.constants)
@@ -148,3 +147,8 @@ class GraphWriter:
                                   ir_version=IR_VERSION if self.opset == OPSET else IR_VERSION_INT4)
         helper.set_model_props(model, facts)
         return model
+
+    def _shape(self, value: Value) -> list:
+        """The shape of an output: the batch by name, unknown sides for parts that are not a step's first."""
+        sides = self.program.steps[value.step].shape[1:]
+        return ["N", *(sides if value.part == 0 else [None] * len(sides))]

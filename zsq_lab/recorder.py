@@ -12,6 +12,7 @@ from .program import INPUT, QUANTIZE, Program, Step, Value, without_unused
 from .quantizer import Quantizer
 
 SAME = {"detach", "alias", "clone", "lift_fresh", "_to_copy", "native_dropout", "contiguous"}  # hand their input on
+SAME_SHAPE = {"as_strided", "expand"}  # do so too where the shape stays (matmul writes such an expand before a bmm)
 
 
 class _Recorder(TorchDispatchMode):
@@ -44,7 +45,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         in_place = name.endswith("_") and not name.endswith("__")
         name = name.rstrip("_") if in_place else name
-        if name in SAME or name == "as_strided" and tuple(made[0].shape) == shape:
+        if name in SAME or name in SAME_SHAPE and tuple(made[0].shape) == shape:
             self.name_result(made[0], self.value[id(read[0])])
             return
         function = getattr(getattr(torch.ops.aten, name, None), func._overloadname, None)
