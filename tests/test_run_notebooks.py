@@ -60,6 +60,13 @@ def test_save_replaces_the_notebook_without_widget_state_or_progress(tmp_path):
     assert "IntSlider" in (tmp_path / "build" / "html" / "00_widget.html").read_text(encoding="utf-8")
 
 
+def test_a_picture_with_words_of_its_own_keeps_them():
+    """A sentence that goes on in a second line below the figure is whole in the alternative text."""
+    picture = new_output("display_data", data={"image/png": "aWNv"}, metadata={"image/png": {"alt": "one\nsentence"}})
+    cell = new_code_cell("x", outputs=[picture, new_output("stream", text="Figure: one\nsentence\n")])
+    assert 'alt="one\nsentence"' in run_notebooks.to_html(new_notebook(cells=[cell]), None)
+
+
 def test_headline_comes_from_the_last_code_cell_that_is_not_empty():
     def printed(text):
         return new_code_cell("x", outputs=[new_output("stream", text=text)])

@@ -33,5 +33,5 @@ def test_boxes_of_annotations_and_sure_ones_of_networks():
     figure = scene_grid(torch.rand(1, 3, 8, 8), {"truth": [truth], "FP": [found]}, CLASSES)
     drawn = [[p.get_bbox().extents.tolist() for p in axis.patches if isinstance(p, Rectangle)] for axis in figure.axes]
     assert drawn == [[], [[1, 2, 5, 6]], [[1, 2, 5, 7]]]
-    assert [text.get_text() for text in figure.axes[2].texts] == ["buil"] and not figure.legends
+    assert [text.get_text() for text in figure.axes[2].texts] == ["building"] and not figure.legends
     plt.close(figure)

@@ -4,18 +4,22 @@ The functions of a table or of layers return (figure, sentence); the sentence is
 alternative text: `show(*chart)` displays both, `save(*chart, path)` writes both, as vectors or pixels. Colours are
 colour-blind safe and every line has a marker of its own. Notebook 06 uses all of them.
 """
-import io
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Image, display
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside the colours: nobody has to tell lines apart by colour
+from .figures import numbers, png, save, show
+
+__all__ = ["MARKERS", "SETTING", "accuracy_against_bits", "image_grid", "numbers", "over_seeds", "png", "save",
+           "sensitivity_of_layers", "show", "size_against_drop", "statistics_of_layers", "use_style",
+           "weights_against_activations"]
+
+# Beside the colours: nobody has to tell lines apart by colour. All filled, so that they can be mixed in one chart.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "8")
 SETTING = ["model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget"]
 
 
@@ -25,47 +29,10 @@ def use_style() -> None:
                   rc={"figure.dpi": 80, "figure.constrained_layout.use": True, "axes.titlesize": "medium"})
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes; closes it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def show(figure: Figure, sentence: str) -> None:
-    """Display a figure with `sentence` as its alternative text, and print the sentence below; closes the figure."""
-    display(Image(data=png(figure), format="png", alt=sentence))
-    print(f"Figure: {sentence}")
-
-
-# Where each format keeps the words that describe a figure, and the date that would make two equal figures differ.
-WORDS = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}
-DATES = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-
-
-def save(figure: Figure, sentence: str, path: Path | str) -> Path:
-    """Write a figure with its sentence inside: .svg or .pdf (vectors) or .png (pixels); closes the figure.
-
-    Raises ValueError for any other ending.
-    """
-    path = Path(path)
-    if path.suffix not in WORDS:
-        raise ValueError(f"{path.name}: expected a name that ends in {', '.join(WORDS)}")
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=200, metadata={WORDS[path.suffix]: sentence, **DATES[path.suffix]})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-        plt.close(figure)
-    return path
-
-
 def image_grid(images: Tensor, *, columns: int = 8, titles: list[str] | None = None, scale: float = 1.0) -> Figure:
     """A figure of images [N, 3, H, W] with values in 0..1 (see Dataset.denormalise), row by row."""
     rows = -(-len(images) // columns)
-    height = 1.25 if titles else 1.0
+    height = images.shape[2] / images.shape[3] + (0.25 if titles else 0)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * scale, rows * height * scale), squeeze=False)
     for index, axis in enumerate(axes.flat):
         axis.axis("off")
@@ -124,14 +91,21 @@ def _line_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def _who_is_best(rows: pd.DataFrame, names: pd.Series, value: str) -> str:
-    low = rows["weight_bits"].min()
-    here = rows.assign(name=names)[rows["weight_bits"] == low].sort_values("mean", ascending=value == "drop")
-    best, worst = here.iloc[0], here.iloc[-1]
-    what = "loses {:.1f} points" if value == "drop" else "has {:.1f} %"
+    """The sentence below the curve: who ends where, and at which width the lines lie furthest apart."""
+    rows, low = rows.assign(name=names), rows["weight_bits"].min()
     lines, widths = names.nunique(), rows["weight_bits"].nunique()
-    sentence = f"{lines} line{'s' * (lines > 1)} over {widths} width{'s' * (widths > 1)}. At {low} bits {best['name']} "
-    sentence += what.format(best["mean"])
-    return sentence + (f", {worst['name']} {what.format(worst['mean'])}." if len(here) > 1 else ".")
+    what = "loses {:.1f} points" if value == "drop" else "has {:.1f} %"
+
+    def ends(bits: int, joined: str) -> str:
+        here = rows[rows["weight_bits"] == bits].sort_values("mean", ascending=value == "drop")
+        told = [f"{row['name']} {what.format(row['mean'])}" for _, row in here.iloc[[0, -1]].iterrows()]
+        return joined.join(told[:len(here)])
+
+    sentence = f"{lines} line{'s' * (lines > 1)} over {widths} width{'s' * (widths > 1)}. At {low} bits {ends(low, ', ')}."
+    apart = rows.groupby("weight_bits")["mean"].agg(lambda means: means.max() - means.min()).idxmax()
+    if apart == low or lines == 1:
+        return sentence
+    return f"{sentence} They lie furthest apart at {apart} bits, where {ends(apart, ' and ')}."
 
 
 def size_against_drop(table: pd.DataFrame) -> tuple[Figure, str]:
@@ -139,7 +113,8 @@ def size_against_drop(table: pd.DataFrame) -> tuple[Figure, str]:
     rows = over_seeds(table).sort_values(["bytes", "mean"]).reset_index(drop=True)
     front = rows[rows["mean"] < rows["mean"].cummin().shift(fill_value=np.inf)]
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    sns.scatterplot(rows, x=rows["bytes"] / 1000, y="mean", hue="recipe", style="recipe", palette="colorblind", s=60, ax=axis)
+    sns.scatterplot(rows, x=rows["bytes"] / 1000, y="mean", hue="recipe", style="recipe", palette="colorblind",
+                    markers=dict(zip(dict.fromkeys(rows["recipe"]), MARKERS, strict=False)), s=90, linewidth=0.3, ax=axis)
     axis.step(front["bytes"] / 1000, front["mean"], where="post", color="0.4", linewidth=1, label="front")
     _points(axis)
     axis.set(xlabel="kilobytes", ylabel="drop from full precision (points)")
@@ -153,8 +128,9 @@ def weights_against_activations(table: pd.DataFrame, value: str = "drop") -> tup
     """Heat map of one recipe's `value` over weight bits (rows) and activation bits (columns)."""
     grid = over_seeds(table, value).pivot_table(index="weight_bits", columns="activation_bits", values="mean")
     figure, axis = plt.subplots(figsize=(1.2 + 0.8 * grid.shape[1], 1 + 0.6 * grid.shape[0]))
-    sns.heatmap(grid, annot=True, fmt=".1f", cmap="cividis_r" if value == "drop" else "cividis", ax=axis,
-                cbar_kws={"label": "points" if value == "drop" else "%"})
+    norm = SymLogNorm(1, vmin=0, vmax=max(1, grid.max().max())) if value == "drop" else None  # as the curve's scale
+    sns.heatmap(grid, annot=True, fmt=".1f", cmap="cividis_r" if value == "drop" else "cividis", norm=norm, ax=axis,
+                cbar_kws={"label": "points" if value == "drop" else "%", "format": "{x:g}"})
     axis.set(xlabel="activation bits", ylabel="weight bits")
     low = grid.index.min()
     return figure, (f"{value} over {grid.shape[0]} weight and {grid.shape[1]} activation widths: at {low} weight bits from "

@@ -117,7 +117,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def to_html(notebook: NotebookNode, widget_state: dict | None) -> str:
-    """One page with the outputs; each image's alternative text is the sentence `Figure: ...` printed in its cell."""
+    """One page with the outputs; each image's alternative text is its own, or the sentence `Figure: ...` of its cell."""
     exporter = HTMLExporter()
     exporter.log.setLevel("ERROR")  # it warns of missing alternative texts, which are filled in below
     widgets = {"widgets": widget_state} if widget_state else {}
@@ -125,10 +125,11 @@ def to_html(notebook: NotebookNode, widget_state: dict | None) -> str:
     html, _ = exporter.from_notebook_node(shown)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            sentences = [line.removeprefix(FIGURE) for line in printed_lines(cell) if line.startswith(FIGURE)]
-            images = sum("image/png" in output.get("data", {}) for output in cell.outputs)
-            for sentence in (sentences + ["figure"] * images)[:images]:
-                html = html.replace(f'alt="{NO_ALT}"', f'alt="{escape(sentence)}"', 1)
+            printed = iter([line.removeprefix(FIGURE) for line in printed_lines(cell) if line.startswith(FIGURE)])
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    own, below = output.metadata.get("image/png", {}).get("alt"), next(printed, "figure")
+                    html = html.replace(f'alt="{NO_ALT}"', f'alt="{escape(own or below)}"', 1)
     return html
 
 

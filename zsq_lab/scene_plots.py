@@ -17,7 +17,7 @@ def scene_grid(images: Tensor, rows: dict[str, Sequence], classes: Sequence[str]
     """A figure with one row for each of `rows`, and above them the images [N, 3, H, W] with values in 0..1.
 
     rows: name -> for each image a mask int [H, W] of class indices, or boxes (`Boxes`, or {"boxes", "labels", "scores"}:
-    those with a score of at least `SHOWN`). Below a legend, of masks; boxes carry the first letters of their class.
+    those with a score of at least `SHOWN`). Below a legend, of masks; boxes carry the name of their class.
     """
     palette = colours(len(classes))
     n, ratio = len(images), images.shape[2] / images.shape[3]
@@ -64,5 +64,5 @@ def _boxes(axis: plt.Axes, annotation, classes: Sequence[str], palette: np.ndarr
     for box, label, score in zip(found["boxes"].tolist(), found["labels"].tolist(), scores, strict=True):
         if score >= SHOWN:
             axis.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, edgecolor=palette[label], linewidth=1.5))
-            axis.text(box[0], box[1], classes[label][:4], fontsize=6, color="black", va="bottom",
+            axis.text(box[0], box[1], classes[label], fontsize=7, color="black", va="bottom",
                       bbox={"facecolor": palette[label], "pad": 0.5, "edgecolor": "none"})
