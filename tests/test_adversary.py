@@ -75,15 +75,16 @@ def test_the_generator_follows_the_gradient_of_its_loss(name, classes):
 
 @pytest.mark.parametrize("rules", [PAPER, LAB], ids=["paper", "lab"])
 def test_the_student_minimises_its_own_loss(rules):
-    """One iteration: the student's batch comes from the generator after its step, the second draw of the seed."""
+    """One iteration: the student's batch comes from the generator after its step, and the lab's half from before it."""
     generator, student, teacher = players(5)
     before, student_before, seen = copy.deepcopy(generator), copy.deepcopy(student), []
     play(generator, student, teacher, STAGES, rules=rules, iterations=1, learning_rate=1e-3, batch_size=16,
          on_step=lambda _, numbers: seen.append(numbers))
     random, measure = seeded(), FeatureDiscrepancy()
     with torch.no_grad(), Features(student_before, STAGES) as own, Features(teacher, STAGES) as wanted:
-        for player in (before, generator):
-            made, _ = player.sample(16, random)
+        old = int(16 * rules.remembered)
+        for turns in ([(before, 16)], [(generator, 16 - old), (before, old)]):
+            made = torch.cat([player.sample(n, random)[0] for player, n in turns if n])
             logits, expected = student_before(made), teacher(made)
             feature = measure(own.values, wanted.values)
         if rules.paper_loss:
@@ -204,3 +205,21 @@ def test_the_papers_game_needs_no_batchnorm():
     play(generator, student, teacher, ["2"], rules=PAPER, iterations=3, learning_rate=1e-3, batch_size=8,
          on_step=lambda iteration, numbers: steps.append(set(numbers)))
     assert steps == [{"output", "feature", "relative", "activation", "student"}] * 3
+
+
+@pytest.mark.parametrize("share, drawn", [(0.0, [(True, 16)]), (0.5, [(True, 8), (False, 8)]), (1.0, [(False, 16)])])
+def test_the_student_also_sees_images_of_the_generator_as_it_was(monkeypatch, share, drawn):
+    generator, student, teacher = players(5)
+    start, calls, sample = snapshot(generator), [], Generator.sample
+
+    def watched(self, n, random, *args, **kwargs):
+        calls.append((self, n, kwargs.get("shared", False)))
+        return sample(self, n, random, *args, **kwargs)
+
+    monkeypatch.setattr(Generator, "sample", watched)
+    play(generator, student, teacher, STAGES, rules=replace(LAB, remembered=share, student_steps=1), iterations=3,
+         learning_rate=1e-3, batch_size=16)
+    for_student = [(player is generator, n) for player, n, shared in calls if not shared]
+    assert for_student == 3 * drawn
+    assert not same_state(generator.state_dict(), start)
+    assert all(same_state(player.state_dict(), start) for player, _, _ in calls if player is not generator)

@@ -4,6 +4,7 @@ P, the full-precision teacher, never moves. The generator's step makes the discr
 smaller, in turn. Faithful mode is the paper's loss and nothing else; the lab's mode keeps the generator honest with what
 P's BatchNorms remember, bounds what it can win, and starts it warm. Notebook 05 plays both.
 """
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,9 @@ class Rules:
     feature_weight, activation_weight: alpha and beta of the paper. student_steps: k, steps of Q for one of G.
     generator_rate: Adam's. bounded: the generator wins D / (1 + D) instead of D, with D in units of P's outputs, so that
     nothing is gained by images far from anything P knows. statistics_weight, class_weight: what keeps images natural.
-    paper_loss: Q minimises the two discrepancies; else KL and features as in all fine-tuning of the lab.
+    paper_loss: Q minimises the two discrepancies; else KL and features as in all fine-tuning of the lab. remembered: the
+    share of Q's images that comes from the generator as it was at the start, so that what Q has learned is not given up
+    for the latest attack.
     """
 
     feature_weight: float = 0.1
@@ -40,10 +43,11 @@ class Rules:
     statistics_weight: float = 0.0
     class_weight: float = 0.0
     paper_loss: bool = True
+    remembered: float = 0.0
 
 
 PAPER = Rules()
-LAB = Rules(generator_rate=3e-4, bounded=True, statistics_weight=1.0, class_weight=0.2, paper_loss=False)
+LAB = Rules(generator_rate=3e-4, bounded=True, statistics_weight=1.0, class_weight=0.2, paper_loss=False, remembered=0.5)
 
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
@@ -61,7 +65,8 @@ def play(generator: Generator, student: nn.Module, teacher: nn.Module, stages: l
     features = FeatureDiscrepancy()
     turn = GeneratorTurn(generator, student, teacher, stages, rules, features, task)
     loss = _paper_loss(rules, features) if rules.paper_loss else partial(knowledge_loss, task=task)
-    health = Health("the game")
+    health, beginner = Health("the game"), copy.deepcopy(generator).eval()
+    old = round(rules.remembered * batch_size)
     with turn, FineTuning(student, teacher, stages, learning_rate, loss) as tuning:
         numbers: dict[str, float] = {}
         if state := run.load("game"):
@@ -76,7 +81,8 @@ def play(generator: Generator, student: nn.Module, teacher: nn.Module, stages: l
                     images, labels, numbers = turn.step(batch_size, random)
                     health.check(iteration, numbers, images, labels, numbers["relative"])
                 with torch.no_grad():
-                    images, _ = generator.sample(batch_size, random)
+                    images = torch.cat([player.sample(n, random)[0] for player, n in ((generator, batch_size - old),
+                                                                                      (beginner, old)) if n])
                 numbers["student"] = tuning.step(images, iteration / iterations)
                 run.save("game", lambda: {"tuning": tuning.state(), "turn": turn.state(), "random": random.get_state(),
                                           "iteration": iteration + 1, "numbers": numbers, "sizes": features.size})
