@@ -1,4 +1,7 @@
 """What the tests of the export share: small networks of every kind, quantized, deployed and run in ONNX Runtime."""
+from functools import partial
+
+import pytest
 import torch
 import torch.nn.functional as F
 from networks import IMAGE, Mobile, Residual, SharedReLU, awaken, images, teach
@@ -10,11 +13,13 @@ from zsq_lab.recipes import quantize
 
 
 class Shapes(nn.Module):
-    """Option-A shortcut, max-pooling, concatenation, slicing, a flatten in place of a mean, a method instead of a function."""
+    """Option-A shortcut, max-pooling, concatenation, slicing, a flatten in place of a mean,
+    a method instead of a function."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 10, 3, stride=2, padding=1), nn.Conv2d(16, 4, 1)
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 10, 3,
+                                                                          stride=2, padding=1), nn.Conv2d(16, 4, 1)
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +34,8 @@ class PreActivation(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.a, self.b, self.fc = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.fc = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -38,11 +44,13 @@ class PreActivation(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two convolutions read one tensor, a sigmoid gate multiplies, a transposed convolution and two kinds of upsampling."""
+    """Two convolutions read one tensor, a sigmoid gate multiplies, a transposed convolution and two kinds of
+    upsampling."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.left, self.right = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
         self.gate, self.up, self.head = nn.Linear(4, 4), nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(4, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +61,8 @@ class Branches(nn.Module):
         return low + F.interpolate(self.head(F.silu(self.up(s)))[:, :, ::2, ::2], scale_factor=2.0)
 
 
-NETWORKS = {"residual": Residual, "mobile": Mobile, "shared relu": SharedReLU, "shapes": Shapes, "preactivation": PreActivation,
+NETWORKS = {"residual": Residual, "mobile": Mobile, "shared relu": SharedReLU, "shapes": Shapes,
+            "preactivation": PreActivation,
             "branches": Branches}
 
 
@@ -126,3 +135,12 @@ def check_integers(function, path, *, kernel: str, channels: int = 6) -> None:
         before = made[node.input[0]]
         return before.op_type if before.op_type in ("QuantizeLinear", "DequantizeLinear", "Conv") else source(before)
     assert "QuantizeLinear" in [source(node) for node in nodes if node.op_type == kernel], "its input is not on a grid"
+
+
+@pytest.fixture
+def small_export(monkeypatch, tmp_path):
+    """A tiny budget, few rounds of latency, and a cache of the test's own."""
+    from zsq_lab import job, onnx_runtime
+    monkeypatch.setitem(job.BUDGETS, "quick", job.Budget("quick", 8, 3, 3, 3, 8, 8))
+    monkeypatch.setattr("zsq_lab.data.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(onnx_runtime, "measure", partial(onnx_runtime.measure, rounds=2))

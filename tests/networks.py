@@ -11,7 +11,8 @@ from zsq_lab.graph import BATCH_NORMS
 from zsq_lab.job import Budget
 
 IMAGE = (3, 8, 8)
-TINY = Budget("tiny", images=8, image_iterations=3, finetune_iterations=3, generator_iterations=3, image_batch=8, batch_size=4)
+TINY = Budget("tiny", images=8, image_iterations=3, finetune_iterations=3, generator_iterations=3, image_batch=8,
+              batch_size=4)
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ They live in a file that a worker can import, wherever it runs: a function of a 
 """
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
 from functools import partial
@@ -52,6 +54,35 @@ def run(item: Item, shared: Path, threads: int | None = None, seconds: float = 0
     note_start(item, shared.parent)
     time.sleep(seconds)
     return NUMBERS
+
+
+def wait_until(condition, process: subprocess.Popen | None = None, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None), "the other process has gone"
+        time.sleep(0.01)
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def put_claim(out: Path, item: Item, *, host: str = socket.gethostname(), pid: int | None = None, age: float = 0.0,
+              by: str | None = None) -> Path:
+    file = out / f"{item.digest()}.running"
+    file.write_text(json.dumps({"item": str(item), "host": host, "pid": pid or os.getpid(), "since": 0.0, "by": by}))
+    os.utime(file, (time.time() - age,) * 2)
+    return file
+
+
+def kinds(out: Path) -> dict[str, int]:
+    """How many results, claims, notes and half-written files there are."""
+    return {kind: len(list(out.glob(f"*.{kind}"))) for kind in ("json", "running", "failed", "partial")}
+
+
+ALL_WELL = {"running": 0, "failed": 0, "partial": 0}
 
 
 if __name__ == "__main__":  # FOLDER ITEMS SECONDS: sweeps, once the file FOLDER/go is there; prints the outcome

@@ -108,7 +108,8 @@ def test_the_generator_makes_the_discrepancy_larger_and_the_student_smaller():
         for _ in range(25):
             turn.step(16, random)
     provoked = gap()
-    play(generator, student, teacher, STAGES, rules=replace(PAPER, generator_rate=0.0), iterations=40, learning_rate=5e-3,
+    play(generator, student, teacher, STAGES, rules=replace(PAPER, generator_rate=0.0), iterations=40,
+         learning_rate=5e-3,
          batch_size=16)
     assert provoked > 1.15 * start and gap() < 0.85 * provoked
 
@@ -143,7 +144,8 @@ def test_the_students_steps_leave_the_generator_alone(rules):
 
 @pytest.mark.parametrize("steps, iterations, pattern", [(1, 3, "GQGQGQ"), (3, 7, "GQQQGQQQGQ"), (5, 6, "GQQQQQGQ")])
 def test_turns_alternate(steps, iterations, pattern):
-    """The generator draws with gradients in its own turn, without them for the student; P and Q look at every batch once."""
+    """The generator draws with gradients in its own turn, without them for the student;
+    P and Q look at every batch once."""
     generator, student, teacher = players()
     turns, looks = [], []
     generator.register_forward_hook(lambda *_: turns.append("G" if torch.is_grad_enabled() else "Q"))
@@ -182,7 +184,8 @@ def test_the_seed_decides_all(rules):
     results = []
     for seed in (0, 0, 1):
         generator, student, teacher = players(5)
-        play(generator, student, teacher, STAGES, rules=rules, iterations=4, learning_rate=1e-3, batch_size=8, seed=seed)
+        play(generator, student, teacher, STAGES, rules=rules, iterations=4, learning_rate=1e-3, batch_size=8,
+             seed=seed)
         results.append(snapshot(generator) | snapshot(student))
     assert same_state(results[0], results[1]) and not same_state(results[0], results[2])
 

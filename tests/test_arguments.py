@@ -4,7 +4,18 @@ import json
 
 import pytest
 
-from zsq_lab.arguments import Parser, answer, bit_width, positive
+from zsq_lab.arguments import (
+    Parser,
+    WrongArgument,
+    answer,
+    bit_width,
+    known,
+    positive,
+    rate,
+    seed,
+    share,
+    writable,
+)
 
 
 @pytest.mark.parametrize("text, bits", [("2", 2), ("8", 8), ("16", 16)])
@@ -43,3 +54,33 @@ def test_an_answer_is_text_or_one_json_object(capsys):
     assert capsys.readouterr().out == "91.5 %\n"
     answer(argparse.Namespace(json=True), fields, "91.5 %")
     assert json.loads(capsys.readouterr().out) == fields
+
+
+@pytest.mark.parametrize("kind, good, bad, named", [
+    (seed, {"0": 0, "4294967295": 2**32 - 1}, ("-1", "4294967296", "1.5", "first", ""), "not a seed"),
+    (rate, {"0.1": 0.1, "1e-9": 1e-9, "3": 3.0}, ("0", "-1", "nan", "inf", "fast", ""), "not a rate"),
+    (share, {"0.15": 0.15, "1": 1.0}, ("0", "1.01", "-0.5", "nan", "half", ""), "no share of the float size")])
+def test_seeds_rates_and_shares_are_checked_as_they_are_read(kind, good, bad, named):
+    assert {text: kind(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is {named}"):
+            kind(text)
+
+
+def test_a_name_that_is_not_known_lists_those_that_are():
+    known("recipe", "a", ["a", "b"])
+    with pytest.raises(WrongArgument, match="unknown recipe 'c': expected one of a, b"):
+        known("recipe", "c", {"a": 1, "b": 2})
+
+
+def test_a_file_to_be_written_has_a_folder_before_the_work(tmp_path):
+    writable(None)
+    writable(tmp_path / "new" / "deep" / "file.csv")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "deep"], "the folder, not the file"
+    (tmp_path / "file").touch()
+    writable(tmp_path / "file")  # may be overwritten
+    with pytest.raises(WrongArgument, match="--csv .*new is a folder: name a file"):
+        writable(tmp_path / "new", "--csv")
+    for inside in ("file/x", "file/deep/x"):
+        with pytest.raises(WrongArgument, match="--out .*x is inside of a file"):
+            writable(tmp_path / inside)

@@ -81,7 +81,8 @@ def brute_force(classes, logs, stride, threshold, overlap):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_decoder_agrees_with_brute_force(seed):
     generator = torch.Generator().manual_seed(seed)
-    classes, logs = torch.randn(2, 3, 5, 6, generator=generator), torch.randn(2, 4, 5, 6, generator=generator) * 0.4 + 0.8
+    classes, logs = torch.randn(2, 3, 5, 6, generator=generator), torch.randn(2, 4, 5, 6,
+                                                                              generator=generator) * 0.4 + 0.8
     for image, found in enumerate(decode(classes, logs, 4, threshold=0.3, overlap=0.4)):
         expected = brute_force(classes[image], logs[image], 4, 0.3, 0.4)
         assert len(expected) > 5

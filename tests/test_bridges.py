@@ -1,4 +1,5 @@
-"""Each toolkit takes the lab's images and gives a network that still works; where one is missing the error says how to get it."""
+"""Each toolkit takes the lab's images and gives a network that still works;
+where one is missing the error says how to get it."""
 import sys
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_missing_toolkit_says_how_to_get_it(toolkit, module, monkeypatch):
 
 
 def test_the_command_makes_a_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zsq_lab.export_command.calibration_images", lambda *args, **options: torch.randn(8, 3, 32, 32))
+    monkeypatch.setattr("zsq_lab.calibration_set.calibration_images", lambda *args,
+                        **options: torch.randn(8, 3, 32, 32))
     bridges.main(["--model", "embedded/resnet20", "-n", "8", "--toolkits", "onnxruntime", "--n-test", "40", "--csv",
                   str(tmp_path / "t.csv")])
     lines = (tmp_path / "t.csv").read_text().splitlines()

@@ -22,7 +22,8 @@ def written(tmp_path):
 
 def test_arrays_come_back_bit_for_bit(written, tmp_path):
     folder, made, _ = written
-    assert torch.equal(read_calibration_set(folder), made) and torch.equal(read_calibration_set(folder / "images.npz"), made)
+    assert torch.equal(read_calibration_set(folder), made) and torch.equal(read_calibration_set(folder / "images.npz"),
+                                                                           made)
     assert [p.name for p in tmp_path.iterdir()] == ["set"], "nothing half-written is left"
 
 
@@ -51,6 +52,34 @@ def test_an_earlier_set_is_replaced_and_nothing_else(written, tmp_path):
     with pytest.raises(ValueError, match="mine exists and is no calibration set"):
         write_calibration_set(tmp_path / "mine", made, find_dataset("embedded"), {})
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("out, manifest", [
+    ("mine", '{"format": "of another program"}'), ("mine", "no JSON"), ("mine", "[]"), ("mine/new/..", None),
+    ("mine/new/../", None)])
+def test_no_path_to_a_folder_of_yours_empties_it(tmp_path, out, manifest):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "images").write_text("years of work")
+    if manifest:
+        (tmp_path / "mine" / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match="exists and is no calibration set"):
+        write_calibration_set(tmp_path / out, images(2, SHAPE), find_dataset("embedded"), {})
+    assert (tmp_path / "mine" / "images").read_text() == "years of work"
+
+
+def test_a_set_to_which_you_have_added_is_yours(written):
+    folder, made, _ = written
+    (folder / "notes.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and is no calibration set"):
+        write_calibration_set(folder, made, find_dataset("embedded"), {})
+    assert (folder / "notes.txt").exists()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/set", "file/deep/set"):
+        with pytest.raises(ValueError, match="is a file, or inside of one"):
+            write_calibration_set(tmp_path / out, images(2, SHAPE), find_dataset("embedded"), {})
 
 
 def test_damaged_and_foreign_sets_are_one_clear_error(written, tmp_path):

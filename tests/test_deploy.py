@@ -1,4 +1,5 @@
-"""Placing quantizers for integers: where they move, which are added, and that nothing but the promised rounding changes."""
+"""Placing quantizers for integers: where they move, which are added, and that nothing but the promised rounding
+changes."""
 import pytest
 import torch
 from exported import NETWORKS, deployed, student
@@ -15,7 +16,8 @@ from zsq_lab.recipes import quantize
 def after(program, name):
     """The names of the steps behind each step called `name`."""
     users = program.users()
-    return [[program.steps[i].name for i in users.get(Value(index), [])] for index, s in enumerate(program.steps) if s.name == name]
+    return [[program.steps[i].name for i in users.get(Value(index), [])] for index, s in enumerate(program.steps)
+            if s.name == name]
 
 
 def test_every_layer_and_sum_of_a_residual_network_is_quantized_at_its_output():
@@ -64,7 +66,8 @@ def test_a_shortcut_is_not_squeezed_into_the_few_bits_of_its_neighbour(bits):
 
 @torch.no_grad()
 def test_without_branches_nothing_changes_but_the_bias():
-    network = teach(awaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3))), images(8))
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3))
+    network = teach(awaken(nn.Sequential(*layers)), images(8))
     own = student(network)
     program = deploy(own, IMAGE, images(8))
     torch.testing.assert_close(program(images(4)), own(images(4)), rtol=1e-3, atol=2e-2)

@@ -31,14 +31,16 @@ def train_all() -> dict[str, torch.Tensor]:
     start = {key: value.clone() for key, value in student.state_dict().items()}
     torch.manual_seed(0)
     generator = Generator(IMAGE, 5, condition="batchnorm")
-    train_generator(generator, teacher, iterations=STEPS, batch_size=BATCH, settings=Settings(1e-3, (0.5, 0.99), 0.1, False))
+    train_generator(generator, teacher, iterations=STEPS, batch_size=BATCH,
+                    settings=Settings(1e-3, (0.5, 0.99), 0.1, False))
     with torch.no_grad():  # what it draws: a bias before a BatchNorm has no gradient but noise, which Adam makes steps of
         result = {"images": generator.sample(BATCH, torch.Generator().manual_seed(1))[0]}
     finetune(student, teacher, pool_sampler(x, BATCH), stage_layers(trace(teacher, IMAGE)), iterations=STEPS,
              learning_rate=1e-3)
     result |= {f"student.{key}": value.clone() for key, value in student.state_dict().items()}
     student.load_state_dict(start)
-    reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=STEPS, learning_rate=1e-3, batch_size=BATCH)
+    reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=STEPS, learning_rate=1e-3,
+                batch_size=BATCH)
     return result | {f"blocks.{key}": value for key, value in student.state_dict().items()}
 
 
@@ -59,7 +61,8 @@ def test_two_gloo_processes_equal_one(tmp_path):
     own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
            "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
     code = f"import test_distributed; test_distributed.main({str(tmp_path / 'rank')!r})"
-    running = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **own, "RANK": rank, "LOCAL_RANK": rank},
+    running = [subprocess.Popen([sys.executable, "-c", code],
+                                env={**os.environ, **own, "RANK": rank, "LOCAL_RANK": rank},
                                 stderr=subprocess.PIPE, text=True) for rank in ("0", "1")]
     for process in running:
         assert process.wait(120) == 0, process.communicate()[1]
@@ -69,7 +72,8 @@ def test_two_gloo_processes_equal_one(tmp_path):
         several = torch.load(tmp_path / f"rank{rank}", weights_only=True)
         assert several.keys() == one.keys()
         for key, value in one.items():
-            torch.testing.assert_close(several[key], value, rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(several[key], value, rtol=1e-3, atol=2e-5, msg=lambda text,
+                                       key=key: f"{key}: {text}")
 
 
 def test_alone_nothing_changes(monkeypatch):

@@ -7,7 +7,8 @@ from zsq_lab import data, doctor
 
 
 def test_names_every_subject_and_this_environment_is_fit(monkeypatch):
-    monkeypatch.setattr(doctor, "CHECKS", {k: v for k, v in doctor.CHECKS.items() if k not in ("data", "ImageNet", "cores", "disk")})
+    monkeypatch.setattr(doctor, "CHECKS", {
+        k: v for k, v in doctor.CHECKS.items() if k not in ("data", "ImageNet", "cores", "disk")})
     checks = doctor.report()
     assert [check.name for check in checks] == ["Python", "torch", "torchvision", "Jupyter and widgets", "GPU"]
     assert all(check.ok for check in checks), checks

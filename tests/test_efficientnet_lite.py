@@ -1,4 +1,5 @@
-"""EfficientNet-Lite: the same function as an independent implementation with the same weights, and files that do not fit."""
+"""EfficientNet-Lite: the same function as an independent implementation with the same weights,
+and files that do not fit."""
 import pytest
 import torch
 from networks import images
@@ -15,14 +16,16 @@ PACKAGED_KEYS = {"_conv_stem.weight": "stem.conv.weight", "_bn0.running_var": "s
 
 @pytest.mark.parametrize("name", SIZES)
 def test_it_computes_what_timm_computes(name):
-    """timm's network, an implementation of its own (padding at run time, BatchNorm and activation in one), same weights."""
+    """timm's network, an implementation of its own (padding at run time, BatchNorm and activation in one),
+    same weights."""
     import_torchvision()  # timm asks for it
     timm = pytest.importorskip("timm")
     own, side = build(name).eval(), SIZES[name][2]
     other = timm.create_model(f"tf_{name}", pretrained=False).eval()
     theirs = other.state_dict()
     mine = [v for k, v in own.state_dict().items()]
-    assert [v.shape for v in theirs.values()] == [v.shape for v in mine]  # both list their weights in the order of the data
+    assert [v.shape for v in theirs.values()] == [v.shape
+                                                  for v in mine]  # both list their weights in the order of the data
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.rand(v.shape, generator=generator) * (2 / max(1, v[0].numel() if v.ndim > 1 else 1)) ** 0.5 + 0.1 *
              (v.ndim == 1) if v.is_floating_point() else v for v in mine]

@@ -20,8 +20,10 @@ FAILS = Item("embedded/resnet20", "dfq", 8, 8, convention="literature", n_test=5
 def dask(tmp_path):
     """The address of a Dask cluster of one worker."""
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, host="127.0.0.1", protocol="tcp://",
-                                  dashboard_address=None, silence_logs=50, local_directory=tmp_path / "dask") as cluster:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, host="127.0.0.1",
+                                  protocol="tcp://",
+                                  dashboard_address=None, silence_logs=50,
+                                  local_directory=tmp_path / "dask") as cluster:
         yield cluster.scheduler_address
 
 
@@ -126,7 +128,8 @@ def test_a_sweep_in_process_can_be_stopped():
 def test_a_scheduler_that_does_not_answer_is_a_clear_error(monkeypatch):
     distributed = pytest.importorskip("distributed")
     original = distributed.Client
-    monkeypatch.setattr(distributed, "Client", lambda address, timeout, **more: original(address, timeout="0.2s", **more))
+    monkeypatch.setattr(distributed, "Client", lambda address, timeout,
+                        **more: original(address, timeout="0.2s", **more))
     with pytest.raises(ValueError, match="no Dask scheduler answers at tcp://127.0.0.1:9 .*start `dask scheduler`"):
         DaskExecutor("tcp://127.0.0.1:9")
 

@@ -1,4 +1,5 @@
-"""The loop over epochs: the schedule, the order of examples, what stops it, and what a state and a card are named by."""
+"""The loop over epochs: the schedule, the order of examples, what stops it,
+and what a state and a card are named by."""
 import pytest
 import torch
 from networks import same_state

@@ -1,4 +1,5 @@
-"""Exported files: what the runtime computes, which versions they name, and that a bad file is refused before it can do harm."""
+"""Exported files: what the runtime computes, which versions they name,
+and that a bad file is refused before it can do harm."""
 import pickle
 
 import numpy as np
@@ -32,7 +33,8 @@ def test_full_precision_files_compute_what_the_model_computes(tmp_path, name):
 def test_all_kinds_of_layers(tmp_path, kind):
     network, shape = layer_and_norm(kind)
     x = images(8, shape)
-    np.testing.assert_allclose(in_runtime(float_program(network, shape), tmp_path / "f.onnx", x), network(x).numpy(), atol=1e-4)
+    np.testing.assert_allclose(in_runtime(float_program(network, shape), tmp_path / "f.onnx", x), network(x).numpy(),
+                               atol=1e-4)
     program = deploy(student(network, shape=shape), shape, x)
     step = max([float(q.scale) for q in program.quantizers if q.axis is None])
     assert np.abs(in_runtime(program, tmp_path / "q.onnx", x) - program(x).numpy()).max() < 1.01 * step
@@ -68,13 +70,16 @@ def test_scales_and_zero_points_are_the_simulations_own(tmp_path):
     written = [constants[n.input[1]] for n in model.graph.node if n.op_type == "QuantizeLinear"]
     own = [s.quantizer.scale.numpy() for s in program.steps if s.quantizer is not None and s.quantizer.axis is None]
     assert [w.item() for w in written] == [o.item() for o in own]
-    weights = [constants[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants
+    weights = [constants[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear"
+               and n.input[0] in constants
                and constants[n.input[0]].dtype == np.int8]
-    expected = [s.quantizer.integers(s.args[0]).numpy() for s in program.steps if s.quantizer is not None and s.quantizer.axis == 0]
+    expected = [s.quantizer.integers(s.args[0]).numpy() for s in program.steps if s.quantizer is not None
+                and s.quantizer.axis == 0]
     assert len(weights) == 4 and all(np.array_equal(w, e) for w, e in zip(weights, expected, strict=True))
 
 
-@pytest.mark.parametrize("bits, int4, opset", [(8, True, 17), (5, True, 17), (4, True, 21), (3, True, 21), (4, False, 17)])
+@pytest.mark.parametrize("bits, int4, opset",
+                         [(8, True, 17), (5, True, 17), (4, True, 21), (3, True, 21), (4, False, 17)])
 def test_versions_and_facts_travel_in_the_file(tmp_path, bits, int4, opset):
     _, program = deployed("residual", bits)
     written = save_onnx(program, tmp_path / "q.onnx", {"recipe": "x"}, int4=int4)
@@ -110,7 +115,8 @@ def file(tmp_path):
 def test_truncated_and_changed_files_are_one_clear_error(file):
     content = file.read_bytes()
     for bad in (b"", content[:50], content[:len(content) // 2], content[:-1], b"not onnx at all",
-                *(content[:i] + bytes([content[i] ^ 1]) + content[i + 1:] for i in range(40, len(content), len(content) // 12))):
+                *(content[:i] + bytes([content[i] ^ 1]) + content[i + 1:]
+                  for i in range(40, len(content), len(content) // 12))):
         file.write_bytes(bad)
         with pytest.raises(ValueError, match="q.onnx is not an ONNX file of this lab: .*Write it again"):
             open_session(file)

@@ -32,7 +32,8 @@ class Doubles(nn.BatchNorm2d):
 
 
 def network(norm=NormAct):
-    return awaken(nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Conv2d(4, 4, 3), norm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    return awaken(nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Conv2d(4, 4, 3), norm(4), nn.AdaptiveAvgPool2d(1),
+                                nn.Flatten(),
                                 nn.Linear(4, 5)))
 
 

@@ -14,7 +14,8 @@ def seeded(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-@pytest.mark.parametrize("shape, n", [((3, 32, 32), 8), ((3, 8, 8), 8), ((1, 28, 28), 8), ((3, 96, 96), 4), ((3, 30, 50), 4),
+@pytest.mark.parametrize("shape, n", [((3, 32, 32), 8), ((3, 8, 8), 8), ((1, 28, 28), 8), ((3, 96, 96), 4),
+                                      ((3, 30, 50), 4),
                                       ((3, 224, 224), 2), ((4, 4, 4), 8), ((2, 5, 17), 8)])
 @pytest.mark.parametrize("classes, condition", [(None, "embedding"), (3, "embedding"), (3, "batchnorm")])
 @torch.no_grad()
@@ -42,7 +43,8 @@ def test_labels_are_dealt_evenly(n, classes):
 def test_labels_come_in_random_order():
     labels = deal_labels(1000, 10, seeded())
     assert not torch.equal(labels, labels.sort()[0]) and labels[:100].bincount(minlength=10).min() < 10
-    assert torch.equal(labels, deal_labels(1000, 10, seeded())) and not torch.equal(labels, deal_labels(1000, 10, seeded(1)))
+    assert torch.equal(labels, deal_labels(1000, 10, seeded())) and not torch.equal(labels,
+                                                                                    deal_labels(1000, 10, seeded(1)))
 
 
 def test_conditional_batchnorm_against_pytorch():

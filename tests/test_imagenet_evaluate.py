@@ -1,4 +1,5 @@
-"""Evaluation of a stream: numbers worked by hand, nothing left behind, intervals against their definitions, bad networks."""
+"""Evaluation of a stream: numbers worked by hand, nothing left behind, intervals against their definitions,
+bad networks."""
 import numpy as np
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_top1_top5_agreement_and_drop_worked_by_hand(tmp_path):
 
 
 def test_the_interval_holds_the_share_that_it_claims_to():
-    """Wilson's interval is where the share's own deviation reaches 1.96; 20 to 80 is a textbook case: 0.125 to 0.293."""
+    """Wilson's interval is where the share's own deviation reaches 1.96; 20 to 80 is a textbook case:
+    0.125 to 0.293."""
     for hits, n in ((20, 100), (0, 10), (10, 10), (883, 1000)):
         for end in Share(hits, n).interval:
             p = end / 100
@@ -65,7 +67,8 @@ def test_the_interval_of_a_drop_covers_the_truth():
 
 def student():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                            nn.Flatten(),
                             nn.Linear(8, 1000))
     teacher, student = convert(network, QuantConfig(4, 4), SMALL.image_shape)
     fit_weight_ranges(student, search=True)

@@ -24,7 +24,8 @@ def test_the_committed_sheet_holds_its_classes():
 
 
 def test_a_sheet_reads_back_as_it_was_made(tmp_path, monkeypatch):
-    layers = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
+    layers = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+              nn.Linear(8, 1000))
     network = teach(awaken(nn.Sequential(*layers)), images(8, SMALL.image_shape))
     monkeypatch.setattr(imagenet_gallery, "load_imagenet", lambda name: (network, SMALL))
     monkeypatch.setattr(imagenet_gallery, "cache_folder", lambda: tmp_path)

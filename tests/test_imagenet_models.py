@@ -1,4 +1,5 @@
-"""ImageNet networks by name: their own preprocessing, the packages' weights, and what is said where a download fails."""
+"""ImageNet networks by name: their own preprocessing, the packages' weights,
+and what is said where a download fails."""
 from pathlib import Path
 
 import pytest

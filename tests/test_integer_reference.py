@@ -1,4 +1,5 @@
-"""The NumPy reference: equal to PyTorch in whole numbers and to ONNX Runtime bit for bit, one layer and whole networks."""
+"""The NumPy reference: equal to PyTorch in whole numbers and to ONNX Runtime bit for bit,
+one layer and whole networks."""
 import numpy as np
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_a_whole_network_is_equal_to_onnx_runtime_bit_for_bit(tmp_path, name, bi
 
 
 def test_one_quantized_convolution_is_equal_to_onnx_runtime_bit_for_bit(tmp_path):
-    network = teach(awaken(nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AvgPool2d(1), nn.Conv2d(16, 4, 1))),
-                    images(8))
+    layers = (nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AvgPool2d(1), nn.Conv2d(16, 4, 1))
+    network = teach(awaken(nn.Sequential(*layers)), images(8))
     save_onnx(deploy(student(network), IMAGE, images(8)), tmp_path / "q.onnx")
     model, x, inside = load_onnx(tmp_path / "q.onnx"), 3 * images(32).numpy(), {}
     first = next(n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in

@@ -1,4 +1,5 @@
-"""Mixed precision: the front against brute force, the sensitivity against quantizing one layer by hand, the size kept."""
+"""Mixed precision: the front against brute force, the sensitivity against quantizing one layer by hand,
+the size kept."""
 import itertools
 
 import pytest

@@ -1,4 +1,5 @@
-"""The graph of a program: which constants it stores, on which grids, under which names; another interpreter runs it too."""
+"""The graph of a program: which constants it stores, on which grids, under which names;
+another interpreter runs it too."""
 import numpy as np
 import pytest
 import torch
@@ -61,7 +62,8 @@ def test_weights_are_stored_as_the_integers_that_they_are(bits, int4, stored):
              if len(tensor.dims) > 1]
     assert [kind for kind, _ in found] == [stored] * 4
     assert all(np.array_equal(mine, theirs) for (_, mine), theirs in zip(found, weights, strict=True))
-    assert (model.opset_import[0].version, model.ir_version) == ((21, 10) if stored == onnx.TensorProto.INT4 else (17, 8))
+    assert (model.opset_import[0].version, model.ir_version) == ((21, 10)
+                                                                 if stored == onnx.TensorProto.INT4 else (17, 8))
 
 
 @pytest.mark.parametrize("activation_bits", [3, 6, 8])

@@ -1,4 +1,5 @@
-"""Operations that compute: as PyTorch on floats, on integers where they only compare, refused by name where ONNX has none."""
+"""Operations that compute: as PyTorch on floats, on integers where they only compare,
+refused by name where ONNX has none."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,19 @@ from zsq_lab.export import float_program, save_onnx  # noqa: E402
 
 HALF = torch.linspace(-1, 1, 3).view(1, 3, 1, 1)
 FUNCTIONS = {
-    "relu": F.relu, "relu6": F.relu6, "hardtanh": lambda x: F.hardtanh(x, -0.3, 0.7), "clamp": lambda x: x.clamp(-0.5, 1),
+    "relu": F.relu, "relu6": F.relu6, "hardtanh": lambda x: F.hardtanh(x, -0.3, 0.7),
+    "clamp": lambda x: x.clamp(-0.5, 1),
     "from below": lambda x: x.clamp(min=0.25), "from above": lambda x: x.clamp(max=0.25),
     "minimum": lambda x: torch.minimum(x, HALF), "maximum": lambda x: torch.maximum(x, -x),
     "leaky": lambda x: F.leaky_relu(x, 0.2), "silu": F.silu, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "root": lambda x: x.abs().sqrt(), "erf": torch.erf,
-    "sine": lambda x: x.sin() + (-x).cos(), "logarithm": lambda x: (x.abs() + 1).log(), "softmax": lambda x: x.softmax(1),
-    "sum": lambda x: x + x[:, :1], "difference": lambda x: x - 2.0, "product": lambda x: x * HALF, "ratio": lambda x: x / 3,
+    "sine": lambda x: x.sin() + (-x).cos(), "logarithm": lambda x: (x.abs() + 1).log(),
+    "softmax": lambda x: x.softmax(1),
+    "sum": lambda x: x + x[:, :1], "difference": lambda x: x - 2.0, "product": lambda x: x * HALF,
+    "ratio": lambda x: x / 3,
     "matrices": lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2),
-    "max-pooling": lambda x: F.max_pool2d(x, 3, 2, padding=1), "max-pooling, dilated": lambda x: F.max_pool2d(x, 2, 1, dilation=2),
+    "max-pooling": lambda x: F.max_pool2d(x, 3, 2, padding=1),
+    "max-pooling, dilated": lambda x: F.max_pool2d(x, 2, 1, dilation=2),
     "max-pooling, ceiling": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "average": lambda x: F.avg_pool2d(x, 2), "average, padded": lambda x: F.avg_pool2d(x, 3, 2, padding=1),
     "average without the border": lambda x: F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False),
@@ -54,7 +59,8 @@ def test_bounds_at_the_ends_of_the_grid_cost_nothing(tmp_path, function):
 
 
 @pytest.mark.parametrize("layer", [
-    nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), nn.ConvTranspose2d(3, 6, 2, stride=2, groups=3, bias=False),
+    nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1),
+    nn.ConvTranspose2d(3, 6, 2, stride=2, groups=3, bias=False),
     nn.Conv2d(3, 6, 3, stride=2, padding=2, dilation=2, groups=3), nn.Conv2d(3, 4, (3, 1), padding=(1, 0), bias=False)])
 def test_layers_with_all_their_settings(tmp_path, layer):
     check_float(awaken(layer), tmp_path / "f.onnx")

@@ -87,7 +87,8 @@ def test_latencies_are_taken_in_turns_after_a_first_run(monkeypatch):
 def test_a_row_of_measurements_holds_medians_speed_and_memory(files, monkeypatch):
     monkeypatch.setattr(onnx_runtime, "latencies", lambda sessions, shape, batch, rounds: {
         name: [1.0 * batch, 3.0 * batch, 100.0] for name in sessions})
-    row, other = onnx_runtime.measure({"float": (files["float"], True), "int8": (files["int8"], False)}, IMAGE, threads=1,
+    row, other = onnx_runtime.measure({"float": (files["float"], True), "int8": (files["int8"], False)}, IMAGE,
+                                      threads=1,
                                       batch_sizes=(1, 8))
     assert row["bytes"] == files["float"].stat().st_size and (row["file"], other["file"]) == ("float", "int8")
     assert (row["ms_batch_1"], row["ms_batch_8"], row["images_per_second"]) == (3.0, 24.0, 333.3)
@@ -101,7 +102,8 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
 
 
 @pytest.mark.parametrize("line, dot", [("flags : fpu avx2 avx512_vnni", True), ("flags : avx_vnni", True),
-                                       ("Features : asimddp", True), ("flags : avx2 avx512f", False), ("model : x", None)])
+                                       ("Features : asimddp", True), ("flags : avx2 avx512f", False),
+                                       ("model : x", None)])
 def test_dot_products_are_read_off_the_processors_flags(monkeypatch, tmp_path, line, dot):
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor : 0\n{line}\n")

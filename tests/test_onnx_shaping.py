@@ -11,9 +11,11 @@ pytest.importorskip("onnxruntime")
 from zsq_lab.export import float_program, save_onnx  # noqa: E402
 
 FUNCTIONS = {
-    "slice": lambda x: x[:, :, 1:6:2, ::3], "slice from the end": lambda x: x[:, :, -3:, :-2], "one channel": lambda x: x[:, 1],
+    "slice": lambda x: x[:, :, 1:6:2, ::3], "slice from the end": lambda x: x[:, :, -3:, :-2],
+    "one channel": lambda x: x[:, 1],
     "view": lambda x: x.view(-1, 6, 32), "flatten": lambda x: x.flatten(1), "unsqueeze": lambda x: x.unsqueeze(2),
-    "squeeze": lambda x: x[:, :1].squeeze(1), "permute": lambda x: x.permute(0, 3, 1, 2), "transpose": lambda x: x.transpose(1, -1),
+    "squeeze": lambda x: x[:, :1].squeeze(1), "permute": lambda x: x.permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(1, -1),
     "shuffle": lambda x: x.view(-1, 3, 4, 2, 8).transpose(2, 3).flatten(1, 2),
     "pad": lambda x: F.pad(x, (1, 2, 0, 3)), "pad with a number": lambda x: F.pad(x, (1, 0, 2, 1), value=-0.5),
     "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 2, 1)), "reflect": lambda x: F.pad(x, (2, 1, 0, 3), mode="reflect"),
@@ -32,7 +34,8 @@ def test_on_floats_as_pytorch(tmp_path, name):
 @pytest.mark.parametrize("kernel, function, channels", [
     ("Slice", lambda x: x[:, :, ::2, 1:], 6), ("Reshape", lambda x: x.reshape(-1, 12, 4, 8), 12),
     ("Transpose", lambda x: x.transpose(2, 3), 6), ("Pad", lambda x: F.pad(x, (1, 1, 2, 0)), 6),
-    ("Pad", lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), 6), ("Resize", lambda x: F.interpolate(x, scale_factor=2.0), 6),
+    ("Pad", lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), 6),
+    ("Resize", lambda x: F.interpolate(x, scale_factor=2.0), 6),
     ("Gather", lambda x: x.unsqueeze(1).select(1, 0), 6)])
 def test_on_integers_they_stay_on_the_grid(tmp_path, kernel, function, channels):
     check_integers(function, tmp_path / "q.onnx", kernel=kernel, channels=channels)

@@ -1,4 +1,5 @@
-"""Packed files: what comes back computes the same bits, is as small as it should be, and a bad file is one clear error."""
+"""Packed files: what comes back computes the same bits, is as small as it should be,
+and a bad file is one clear error."""
 import json
 import pickle
 import time

@@ -25,7 +25,8 @@ def test_a_plan_has_no_item_twice_and_the_same_for_every_seed(name):
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_names_what_the_lab_has(name):
     for item in PLANS[name]():
-        QuantConfig(item.weight_bits, item.activation_bits, item.edge_bits, item.convention)  # raises where it cannot be
+        QuantConfig(item.weight_bits, item.activation_bits, item.edge_bits,
+                    item.convention)  # raises where it cannot be
         assert item.model in (*MODELS, *PACKAGED) and item.recipe in {*RECIPES, "best"} and item.budget in BUDGETS
         assert not (item.recipe == "dfq" and item.convention == "literature"), "dfq refuses it"
         assert name == "widths" or item.weight_bits > 2 or item.edge_bits == 8, "two bits at the edges break every recipe"

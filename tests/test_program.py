@@ -44,7 +44,8 @@ def test_users_are_named_once_for_each_step():
 
 
 def test_a_program_reads_like_a_list_of_formulas():
-    assert str(program()).splitlines() == ["%0 = abs(image)", "%1 = sin(%0)", "%2 = add(%0, image)", "%3 = split(%2, 1, 1)",
+    assert str(program()).splitlines() == ["%0 = abs(image)", "%1 = sin(%0)", "%2 = add(%0, image)",
+                                           "%3 = split(%2, 1, 1)",
                                            "%4 = mul(%3.1, 2.0)"]
     assert "tensor[2, 3]" in str(Program([step("add", INPUT, torch.ones(2, 3), overload="Tensor")], [Value(0)], (3,)))
 

@@ -1,4 +1,5 @@
-"""Programs: every way of writing a model gives steps that compute the same, and what cannot be written down is refused."""
+"""Programs: every way of writing a model gives steps that compute the same,
+and what cannot be written down is refused."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,8 +45,10 @@ def test_quantizers_stay_in_one_piece_and_call_sites_apart():
 
 
 def test_the_steps_read_like_the_formula():
-    lines = str(record(awaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(256, 2))), IMAGE))
-    assert [line.split("(")[0] for line in lines.splitlines()] == ["%0 = convolution", "%1 = relu", "%2 = view", "%3 = addmm"]
+    layers = (nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(256, 2))
+    lines = str(record(awaken(nn.Sequential(*layers)), IMAGE))
+    assert [line.split("(")[0] for line in lines.splitlines()] == ["%0 = convolution", "%1 = relu", "%2 = view",
+                                                                   "%3 = addmm"]
     assert "convolution(image, tensor[4, 3, 1, 1], tensor[4], [1, 1]" in lines
 
 
@@ -62,7 +65,8 @@ def _writes_into(x):
 
 @pytest.mark.parametrize("function, message", [
     (_changes_a_view, "view was changed in place"), (_writes_into, "view was changed in place"),
-    (lambda x: x * len(x), "something else than the model"), (lambda x: x + torch.ones(len(x), 1, 1, 1), "batches of any size"),
+    (lambda x: x * len(x), "something else than the model"),
+    (lambda x: x + torch.ones(len(x), 1, 1, 1), "batches of any size"),
     (lambda x: x if x.sum() > 1e9 else x * x.mean().item(), "something else than the model"),
     (lambda x: torch.ones(2), "does not depend on its input")])
 def test_what_cannot_be_written_down_is_refused(function, message):

@@ -144,7 +144,8 @@ def test_a_result_is_written_and_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null", b"[]", b'{"item": {}, "measured": {}}',
-                                     b'{"day": "rainy"}', b'{"item": {"model": "m"}, "measured": []}', "truncated", "renamed"])
+                                     b'{"day": "rainy"}', b'{"item": {"model": "m"}, "measured": []}',
+                                     "truncated", "renamed"])
 def test_a_damaged_or_foreign_file_is_named_and_measured_anew(tmp_path, content):
     file = write(tmp_path, ITEM, NUMBERS)
     if content == "truncated":

@@ -205,12 +205,14 @@ def test_clear_leaves_the_files_of_others(tmp_path):
 
 # Whole runs of quantize
 
-RESUMABLE = ["zeroq", "distilled", "best", "gznq-finetuned", "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper", "real-finetune"]
+RESUMABLE = ["zeroq", "distilled", "best", "gznq-finetuned", "zs-cgan", "zs-cgan-paper", "zaq", "zaq-paper",
+             "real-finetune"]
 
 
 def quantized(recipe: str, folder: Path | None, bits: int = 3, budget: Budget = TINY, **options):
     options |= {"images": images(8)} if recipe == "real-finetune" else {}
-    return quantize(awaken(Residual()), QuantConfig(bits, bits), recipe, image_shape=IMAGE, budget=budget, resume=folder,
+    return quantize(awaken(Residual()), QuantConfig(bits, bits), recipe, image_shape=IMAGE, budget=budget,
+                    resume=folder,
                     **options)
 
 
@@ -311,7 +313,8 @@ def run_until_killed(folder: str, phase: str) -> None:
 
 
 def kill(sent: str, phase: str, folder: Path) -> None:
-    """Start the run in a process of its own, and send it the signal when it has written its fifth state of the phase."""
+    """Start the run in a process of its own, and send it the signal when it has written its fifth state of the
+    phase."""
     here = Path(__file__).parent
     script = "import sys; sys.path[:0] = sys.argv[1:3]; import test_resume; test_resume.run_until_killed(*sys.argv[3:])"
     process = subprocess.Popen([sys.executable, "-c", script, str(here), str(here.parent), str(folder), phase],

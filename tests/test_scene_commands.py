@@ -1,4 +1,5 @@
-"""Masks and boxes on the command line, end to end: quantize, write, read back, sweep; your own folder; wrong arguments."""
+"""Masks and boxes on the command line, end to end: quantize, write, read back, sweep; your own folder;
+wrong arguments."""
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from zsq_lab.job import BUDGETS, Budget
 from zsq_lab.results import load
 
 METRICS = {"segmenter": "mIoU", "detector": "mAP50"}
+TASKS = {"segmenter": "segmentation", "detector": "detection"}
 
 
 @pytest.mark.parametrize("architecture", METRICS)
@@ -20,10 +22,10 @@ def test_quantize_end_to_end(capsys, tmp_path, monkeypatch, architecture):
     monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 64, 10, 5, 3, 64, 16))
     monkeypatch.setattr("zsq_lab.data.cache_folder", lambda: tmp_path / "cache")
     options = ["--model", name, "--n-test", "30", "--json"]
-    status, out, _ = run(capsys, "quantize", *options, "--recipe", "best", "-w", "8", "-a", "8", "--budget", "quick", "--out", str(file))
+    status, out, _ = run(capsys, "quantize", *options, "--recipe", "best", "-w", "8", "-a", "8", "--budget", "quick",
+                         "--out", str(file))
     written = json.loads(out)
-    assert status == 0 and written["metric"] == METRICS[architecture] and written["task"] == {"segmenter": "segmentation",
-                                                                                             "detector": "detection"}[architecture]
+    assert status == 0 and written["metric"] == METRICS[architecture] and written["task"] == TASKS[architecture]
     assert written["accuracy"] == pytest.approx(written[METRICS[architecture]]) and written["n_test"] == 30
     assert abs(written["drop"]) < 3 and written["fp_accuracy"] > 50 and written["images"] == 8
     assert len(written["per_class"]) == {"segmenter": 2, "detector": 10}[architecture]
@@ -32,7 +34,8 @@ def test_quantize_end_to_end(capsys, tmp_path, monkeypatch, architecture):
 
 
 def test_sweep_measures_scenes(capsys, tmp_path):
-    status, _, _ = run(capsys, "sweep", "--models", "embedded/detector", "--recipes", "rtn-bn", "--bits", "8", "--seeds", "0", "--n-test",
+    status, _, _ = run(capsys, "sweep", "--models", "embedded/detector", "--recipes", "rtn-bn", "--bits", "8",
+                       "--seeds", "0", "--n-test",
                        "20", "--out", str(tmp_path))
     (row,) = load(tmp_path).to_dict("records")
     assert status == 0 and row["n_test"] == 20 and row["model"] == "embedded/detector" and abs(row["drop"]) < 8

@@ -71,7 +71,8 @@ def test_each_fault_of_a_folder_of_boxes_names_its_file(cells, damage, sign):
 
 
 def test_what_voc_folders_may_have(cells):
-    """Boxes one pixel off (VOC counts from 1) are moved inside; difficult objects, and empty boxes when asked, are left out."""
+    """Boxes one pixel off (VOC counts from 1) are moved inside; difficult objects, and empty boxes when asked,
+    are left out."""
     difficult = BOX.format(1, 1, 9, 9, name="RBC").replace("<bndbox>", "<difficult>1</difficult><bndbox>")
     annotate(cells, "three", BOX.format(0, 0, 49, 36, name="Platelets"), difficult)
     (target,) = read_voc(cells, "test", size=(48, 36)).targets
@@ -81,7 +82,8 @@ def test_what_voc_folders_may_have(cells):
     assert target.boxes.shape == (0, 4) and len(target.labels) == 0
 
 
-@pytest.mark.parametrize("size, expected", [((24, 36), [2, 6, 10, 18]), ((96, 36), [8, 6, 40, 18]), ((48, 72), [4, 12, 20, 36])])
+@pytest.mark.parametrize("size, expected", [((24, 36), [2, 6, 10, 18]), ((96, 36), [8, 6, 40, 18]),
+                                            ((48, 72), [4, 12, 20, 36])])
 def test_boxes_are_scaled_with_their_picture(cells, size, expected):  # noqa: F811
     scenes = read_voc(cells, "test", size=size)
     assert scenes.images.shape == (1, 3, size[1], size[0]) and scenes.targets[0].boxes[0].tolist() == expected

@@ -34,5 +34,6 @@ def test_box_loss_is_zero_for_what_is_right_and_for_nothing():
     classes = torch.full((1, 2, 4, 4), -20.0)
     classes[0, 1, :2, :2] = 20
     assert box_loss({"classes": classes, "boxes": logs}, [target]).item() == pytest.approx(0, abs=1e-4)
-    assert box_loss({"classes": -classes.abs(), "boxes": logs}, [Boxes(torch.zeros(0, 4), torch.zeros(0).long())]) < 1e-4
+    assert box_loss({"classes": -classes.abs(), "boxes": logs},
+                    [Boxes(torch.zeros(0, 4), torch.zeros(0).long())]) < 1e-4
     assert box_loss({"classes": classes, "boxes": logs + 1}, [target]) > 0.5

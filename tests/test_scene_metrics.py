@@ -37,7 +37,8 @@ def test_mean_iou_worked_by_hand():
 
 
 def test_iou_counts_the_pixels_of_all_batches_together():
-    """The mean over images would be 50, over batches as well: 20 scenes are two batches, one class is all right in one."""
+    """The mean over images would be 50, over batches as well: 20 scenes are two batches,
+    one class is all right in one."""
     truth = torch.zeros(20, 2, 4, dtype=torch.uint8)
     right, wrong = torch.zeros(16, 2, 2, 4), torch.zeros(4, 2, 2, 4)
     right[:, 0], wrong[:, 1] = 1, 1

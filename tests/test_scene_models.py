@@ -1,4 +1,5 @@
-"""The pyramid and what stands on it: shapes for any size of image, quantizable to the last layer, what the heads mean."""
+"""The pyramid and what stands on it: shapes for any size of image, quantizable to the last layer,
+what the heads mean."""
 import pytest
 import torch
 from networks import awaken

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweep_workers import NUMBERS, items, run, starts, write
 from small_disk import full_disk  # noqa: F401 (a fixture)
+from sweep_workers import ALL_WELL, NUMBERS, dead_pid, items, kinds, put_claim, run, starts, wait_until, write
 
-from zsq_lab import claims, results, sweeps
-from zsq_lab.claims import STALE, alive, claim
+from zsq_lab import results, sweeps
+from zsq_lab.claims import STALE, claim
 from zsq_lab.results import Item
 from zsq_lab.sweeps import PLAN, measure, status, sweep
 from zsq_lab.transfer import DiskError
@@ -48,35 +47,6 @@ def program():
     for process in started:
         process.kill()
         process.communicate()
-
-
-def wait_until(condition, process: subprocess.Popen | None = None, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline and (process is None or process.poll() is None), "the other process has gone"
-        time.sleep(0.01)
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def put_claim(out: Path, item: Item, *, host: str = socket.gethostname(), pid: int | None = None, age: float = 0.0,
-              by: str | None = None) -> Path:
-    file = out / f"{item.digest()}.running"
-    file.write_text(json.dumps({"item": str(item), "host": host, "pid": pid or os.getpid(), "since": 0.0, "by": by}))
-    os.utime(file, (time.time() - age,) * 2)
-    return file
-
-
-def kinds(out: Path) -> dict[str, int]:
-    """How many results, claims, notes and half-written files there are."""
-    return {kind: len(list(out.glob(f"*.{kind}"))) for kind in ("json", "running", "failed", "partial")}
-
-
-ALL_WELL = {"running": 0, "failed": 0, "partial": 0}
 
 
 def test_a_sweep_measures_what_quantize_and_accuracy_say(tmp_path):
@@ -289,51 +259,6 @@ def test_a_claim_is_respected_as_long_as_its_worker_lives(tmp_path, stand_in, cl
     file = put_claim(tmp_path, ITEM, **claimed | ({"pid": dead_pid()} if claimed.get("pid") == "dead" else {}))
     assert measure(ITEM, tmp_path, by="this sweep") == ("measured" if free else "elsewhere")
     assert file.exists() != free
-
-
-@pytest.mark.parametrize("content", ["", '{"host": ', "[]", json.dumps({"host": socket.gethostname()}),
-                                     json.dumps({"host": socket.gethostname(), "pid": "one"})])
-def test_of_a_half_written_claim_its_age_decides(tmp_path, content):
-    file = tmp_path / f"{ITEM.digest()}.running"
-    file.write_text(content)
-    assert alive(file)
-    os.utime(file, (time.time() - STALE - 1,) * 2)
-    assert not alive(file)
-
-
-def test_a_dead_claim_is_taken_over_by_one_only(tmp_path, monkeypatch):
-    put_claim(tmp_path, ITEM, pid=dead_pid())
-    both, judge, mine = threading.Barrier(2), alive, []
-
-    def judged(*claimed):
-        answer = judge(*claimed)
-        both.wait(60)  # both have seen the dead claim before either takes it over
-        return answer
-    monkeypatch.setattr(claims, "alive", judged)
-
-    def take():
-        with claim(tmp_path, ITEM) as free:
-            mine.append(free)
-            both.wait(60)
-    pair = [threading.Thread(target=take) for _ in range(2)]
-    for thread in pair:
-        thread.start()
-    for thread in pair:
-        thread.join(60)
-    assert sorted(mine) == [False, True]
-    assert kinds(tmp_path)["running"] == 0
-
-
-def test_a_claim_shows_signs_of_life_and_goes_with_its_item(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "HEARTBEAT", 0.01)
-    claims._start_heart.cache_clear()  # the one that beats may sleep for long
-    file = tmp_path / f"{ITEM.digest()}.running"
-    with pytest.raises(RuntimeError, match="by itself"), claim(tmp_path, ITEM) as mine:
-        assert mine and alive(file) and json.loads(file.read_text())["pid"] == os.getpid()
-        os.utime(file, (0, 0))
-        wait_until(lambda: file.stat().st_mtime > 0)
-        raise RuntimeError("an item fails by itself")
-    assert not file.exists()
 
 
 def test_a_full_disk_fails_the_items_and_leaves_no_piece(full_disk, monkeypatch):

@@ -1,4 +1,5 @@
-"""What the tasks know: losses of dense outputs by hand, which classes an image shows, budgets of scenes, where data is."""
+"""What the tasks know: losses of dense outputs by hand, which classes an image shows, budgets of scenes,
+where data is."""
 import math
 
 import pytest
@@ -15,7 +16,8 @@ from zsq_lab.recipes import RECIPES, synthesize
 from zsq_lab.tasks import CLASSIFICATION, DETECTION, SEGMENTATION, TASKS, task_of
 
 SCENE = (3, 32, 48)
-TINY = Budget("tiny", images=4, image_iterations=2, finetune_iterations=2, generator_iterations=2, image_batch=4, batch_size=2)
+TINY = Budget("tiny", images=4, image_iterations=2, finetune_iterations=2, generator_iterations=2, image_batch=4,
+              batch_size=2)
 
 
 def logit(p: float) -> float:
@@ -58,7 +60,8 @@ def test_the_games_discrepancy_of_dense_outputs_by_hand():
     assert output_size(boxes).item() == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("task, wrap", [(SEGMENTATION, lambda x: x), (DETECTION, lambda x: {"classes": x, "boxes": x[:, :4]})])
+@pytest.mark.parametrize("task, wrap", [(SEGMENTATION, lambda x: x),
+                                        (DETECTION, lambda x: {"classes": x, "boxes": x[:, :4]})])
 def test_an_image_shows_a_class_where_it_is_surest(task, wrap):
     """One position in 64 must show the class: the rest of the image is free."""
     nothing = torch.full((2, 5, 8, 16), -6.0)

@@ -1,4 +1,5 @@
-"""The conditional generator: its losses against PyTorch's, that it learns what the classifier knows, and moves nobody."""
+"""The conditional generator: its losses against PyTorch's, that it learns what the classifier knows,
+and moves nobody."""
 import copy
 from dataclasses import replace
 

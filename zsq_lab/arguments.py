@@ -1,6 +1,9 @@
 """What the commands share: one-line errors, checked numbers, and an answer in text or JSON."""
 import argparse
 import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +27,50 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a seed: expected a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    if not 0 < (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a rate: expected a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 < (value := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no share of the float size: expected a number above 0, at most 1")
+    return value
+
+
+def _number(text: str) -> float:
+    """NaN, which no range has, for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def known(kind: str, value: str, names: Iterable[str]) -> None:
+    """Raises WrongArgument, listing the names, for a value that is none of them."""
+    if value not in names:
+        raise WrongArgument(f"unknown {kind} '{value}': expected one of {', '.join(names)}")
+
+
+def writable(path: Path | None, option: str = "--out") -> None:
+    """Make the folder of a file that is to be written: a run of minutes must not end at one that does not exist."""
+    if path is not None and path.is_dir():
+        raise WrongArgument(f"{option} {path} is a folder: name a file")
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise WrongArgument(f"{option} {path} is inside of a file: name a file in a folder") from None
 
 
 def answer(args, fields: dict, text: str) -> None:

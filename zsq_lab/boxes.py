@@ -1,7 +1,7 @@
 """Boxes on a grid and back: which location of a detector answers for which box, and which boxes its outputs mean.
 
-Every location of the grid stands for one point of the image and says, without anchors, how far the four sides of its box
-are (FCOS, Tian et al. 2019). A box is [x0, y0, x1, y1] in pixels. Notebook 08 decodes one by hand.
+Every location of the grid stands for one point of the image and says, without anchors, how far the four sides of its
+box are (FCOS, Tian et al. 2019). A box is [x0, y0, x1, y1] in pixels. Notebook 08 decodes one by hand.
 """
 import torch
 from torch import Tensor
@@ -59,9 +59,9 @@ def decode(classes: Tensor, logs: Tensor, stride: int, *, threshold: float = 0.0
            most: int = 100) -> list[dict[str, Tensor]]:
     """What a detector's outputs mean: per image {"boxes" [k, 4], "scores" [k], "labels" int64 [k]} by falling score.
 
-    classes: logits [N, K, h, w]. logs: [N, 4, h, w]. Of two boxes of one class that overlap (IoU) by more than `overlap`
-    the surer one stays (non-maximum suppression); at most `most` boxes, each with a score above `threshold`; boxes end
-    at the edge of the image.
+    classes: logits [N, K, h, w]. logs: [N, 4, h, w]. Of two boxes of one class that overlap (IoU) by more than
+    `overlap` the surer one stays (non-maximum suppression); at most `most` boxes, each with a score above `threshold`;
+    boxes end at the edge of the image.
     """
     height, width = classes.shape[2:]
     centres = locations(height, width, stride).to(classes.device)

@@ -39,8 +39,10 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def onnx_runtime_static(model: nn.Module, images: Tensor, *, out: Path | None = None, threads: int | None = None) -> Logits:
-    """ONNX Runtime's `quantize_static`: QDQ, weights int8 per channel, activations uint8, ranges by minimum and maximum.
+def onnx_runtime_static(model: nn.Module, images: Tensor, *, out: Path | None = None,
+                        threads: int | None = None) -> Logits:
+    """ONNX Runtime's `quantize_static`: QDQ, weights int8 per channel, activations uint8,
+    ranges by minimum and maximum.
 
     out: where to keep the file. Raises ImportError, with the command, where onnxruntime is missing.
     """
@@ -119,7 +121,8 @@ BRIDGES: dict[str, Callable[..., Logits]] = {"onnxruntime": onnx_runtime_static,
 
 def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None, toolkits=tuple(BRIDGES),
             synthetic: Tensor | None = None) -> list[dict]:
-    """Accuracy of each toolkit calibrated with n images of noise, made by the lab, and real: one row each, on test images.
+    """Accuracy of each toolkit calibrated with n images of noise, made by the lab, and real: one row each,
+    on test images.
 
     name: a network with its data set, `cifar10/resnet20`. synthetic: images to use instead of new quick ones.
     """
@@ -127,7 +130,7 @@ def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None,
     from .data import find_dataset
     from .evaluate import BATCH as TEST_BATCH
     from .evaluate import accuracy
-    from .export_command import calibration_images
+    from .calibration_set import calibration_images
     from .lab import real_images
     dataset, model = find_dataset(name.split("/")[0]), load_model(name)[0]
     shape = dataset.image_shape
@@ -141,7 +144,8 @@ def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None,
             logits = BRIDGES[toolkit](model, images.contiguous())
             predicted = torch.cat([logits(dataset.normalise(part)).argmax(1) for part in test.images[:limit].split(TEST_BATCH)])
             rows.append({"model": name, "toolkit": toolkit, "calibration": kind, "images": len(images), "seed": seed,
-                         "fp_accuracy": round(full, 2), "accuracy": round(100 * (predicted == labels).double().mean().item(), 2),
+                         "fp_accuracy": round(full, 2),
+                         "accuracy": round(100 * (predicted == labels).double().mean().item(), 2),
                          "n_test": len(labels)})
     return rows
 
@@ -151,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
     import argparse
 
     import pandas as pd
-    parser = argparse.ArgumentParser(prog="python -m zsq_lab.bridges", description="Calibrate other toolkits with three kinds of "
+    parser = argparse.ArgumentParser(prog="python -m zsq_lab.bridges",
+                                     description="Calibrate other toolkits with three kinds of "
                                      "images and compare.")
     parser.add_argument("--model", default="cifar10/resnet20")
     parser.add_argument("-n", type=int, default=128, help="calibration images")

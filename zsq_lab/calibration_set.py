@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Dataset
 
@@ -25,16 +25,15 @@ def write_calibration_set(folder: Path, images: Tensor, dataset: Dataset, facts:
 
     The folder appears complete or not at all; an earlier calibration set there is replaced, anything else is an error.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise ValueError(f"{folder} exists and is no calibration set: name a new folder, or an empty one")
+    folder = check_place(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     save_npz(partial / "images.npz", images, dataset)
     pictures = _pictures(partial / "images", images, dataset)
     manifest = {
-        "format": FORMAT, **facts, "n": len(images), "shape": list(images.shape[1:]), "layout": "NCHW", "channels": "RGB",
+        "format": FORMAT, **facts, "n": len(images), "shape": list(images.shape[1:]), "layout": "NCHW",
+        "channels": "RGB",
         "normalisation": {"formula": "input = (pixel / 255 - mean) / std, per channel", "mean": list(dataset.mean),
                           "std": list(dataset.std)},
         "arrays": {"file": "images.npz", "key": "images", "dtype": "float32", "normalised": True,
@@ -45,6 +44,22 @@ def write_calibration_set(folder: Path, images: Tensor, dataset: Dataset, facts:
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return manifest
+
+
+def check_place(folder: Path) -> Path:
+    """The folder with no `..` in it, if a calibration set may be written there; else ValueError.
+    What is there goes then."""
+    given, folder = folder, Path(folder).resolve()
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            own = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"] == FORMAT
+        except (OSError, ValueError, KeyError, TypeError):
+            own = False
+        if not own or {path.name for path in folder.iterdir()} - {"images.npz", "images", "manifest.json"}:
+            raise ValueError(f"{given} exists and is no calibration set: name a new folder, or an empty one")
+    elif folder.exists() or any(place.is_file() for place in folder.parents):
+        raise ValueError(f"{given} is a file, or inside of one: name a folder")
+    return folder
 
 
 def save_npz(path: Path, images: Tensor, dataset: Dataset) -> None:
@@ -92,3 +107,22 @@ def _pictures(folder: Path, images: Tensor, dataset: Dataset) -> dict:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: int = 0, *,
+                       progress: bool = False) -> Tensor:
+    """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same
+    ones."""
+    from .data import cache_folder
+    from .images import optimise_images
+    from .job import Job, named_budget
+    from .layers import QuantConfig, convert
+    from .resume import RunState
+    from .tasks import CLASSIFICATION
+    budget = named_budget("quick", image_shape, CLASSIFICATION)
+    teacher, student = convert(network, QuantConfig(), image_shape)
+    job = Job(teacher, student, QuantConfig(), image_shape, budget, seed,
+              run=RunState(cache_folder() / "runs" / "export"))
+    run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch)
+    return optimise_images(teacher, budget.images, image_shape, batch_size=budget.image_batch, seed=seed,
+                           iterations=budget.image_iterations, progress=progress, run=run)[0]

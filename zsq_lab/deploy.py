@@ -44,10 +44,11 @@ def is_weight(step: Step) -> bool:
 
 @torch.no_grad()
 def deploy(student: nn.Module, image_shape: tuple[int, ...], images: Tensor, *, seed: int = 0) -> Program:
-    """The program of a quantized model (convention deployable, at most 8 bits) with all quantizers where integers need them.
+    """The program of a quantized model (convention deployable, at most 8 bits)
+    with all quantizers where integers need them.
 
-    images: [N, *image_shape] as the model takes them, synthetic ones for instance; the ranges of the added quantizers come
-    from them, all other ranges stay. Biases are rounded to the accumulator's grid. The student is left untouched.
+    images: [N, *image_shape] as the model takes them, synthetic ones for instance; the ranges of the added quantizers
+    come from them, all other ranges stay. Biases are rounded to the accumulator's grid. The student is left untouched.
     Raises ValueError for models that no integer runtime takes, saying why.
     """
     if tuple(images.shape[1:]) != tuple(image_shape) or len(images) == 0:
@@ -81,8 +82,8 @@ def _check(program: Program) -> None:
             raise ValueError("the weights have zero points (convention 'literature'): integer runtimes want convention "
                              "'deployable'")
         if step.quantizer.bits > 8:
-            raise ValueError(f"a quantizer has {step.quantizer.bits} bits: integer runtimes take at most 8; wider models can "
-                             "be stored packed")
+            raise ValueError(f"a quantizer has {step.quantizer.bits} bits: integer runtimes take at most 8; wider "
+                             "models can be stored packed")
 
 
 def _with_own_quantizers(program: Program) -> Program:
@@ -92,7 +93,8 @@ def _with_own_quantizers(program: Program) -> Program:
 
 
 def _place(program: Program) -> tuple[Program, dict[Quantizer, int]]:
-    """The program with its quantizers moved to the sources; the added ones, and after which step to look for their range."""
+    """The program with its quantizers moved to the sources; the added ones,
+    and after which step to look for their range."""
     users = program.users()
     after: dict[Value, Quantizer] = {}
     removed: set[int] = set()
@@ -125,7 +127,8 @@ def _operands(program: Program, value: Value) -> list:
 
 
 def _trunk(program: Program, users: dict, value: Value) -> Value:
-    """The last result that is made from `value` alone, by moving and comparing, before it branches or is computed with."""
+    """The last result that is made from `value` alone, by moving and comparing,
+    before it branches or is computed with."""
     while len(users.get(value, ())) == 1 and value not in program.outputs:
         step = program.steps[users[value][0]]
         if not (moves(step) or monotone(step)) or step.args[0] != value:
@@ -194,8 +197,8 @@ def _fit(program: Program, added: dict[Quantizer, int], batches: Iterable[Tensor
 def round_constants(program: Program) -> Program:
     """What the integers are compared with or added to, rounded to their grids: bounds of clamps, biases of layers.
 
-    A bias lives on the accumulator's grid, input scale times weight scale. Where that is so fine that 32 bits cannot hold
-    it, in a channel that hardly has weights, the weights' scale grows until they can.
+    A bias lives on the accumulator's grid, input scale times weight scale. Where that is so fine that 32 bits cannot
+    hold it, in a channel that hardly has weights, the weights' scale grows until they can.
     """
     found, steps = grids(program), []
     for step in program.steps:
@@ -215,7 +218,8 @@ def round_constants(program: Program) -> Program:
 
 
 def layer_parts(step: Step) -> tuple | None:
-    """(input, weight, bias, place of the bias among the arguments) of a layer with one weight scale per output channel."""
+    """(input, weight, bias, place of the bias among the arguments) of a layer with one weight scale per output
+    channel."""
     if step.name == "convolution" and not step.args[6]:
         return step.args[0], step.args[1], step.args[2], 2
     if step.name == "addmm":

@@ -1,8 +1,8 @@
 """torchvision's detectors, opened up for `quantize`: what their heads say, before anything is selected from it.
 
-A detector of torchvision takes lists of images and returns finished boxes, of which there are sometimes none: nothing that
-a student could learn from. `Heads` gives every anchor's class logits and box numbers instead, as one dictionary, and
-turns them into boxes when asked. For SSD, SSDLite, RetinaNet and FCOS, with your own weights.
+A detector of torchvision takes lists of images and returns finished boxes, of which there are sometimes none: nothing
+that a student could learn from. `Heads` gives every anchor's class logits and box numbers instead, as one dictionary,
+and turns them into boxes when asked. For SSD, SSDLite, RetinaNet and FCOS, with your own weights.
 """
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ OUTPUTS = {"cls_logits": "classes", "bbox_regression": "boxes"}
 
 
 class Heads(nn.Module):
-    """A single-stage torchvision detector on batches: images [N, 3, H, W] to {"classes": [N, K, L], "boxes": [N, 4, L]}.
+    """A single-stage torchvision detector on batches: images [N, 3, H, W] to {"classes": [N, K, L], "boxes": [N,
+    4, L]}.
 
-    images: already normalised and of the size that the detector was trained with: torchvision's own transform is left out,
-    because a quantizer's input is what the first layer sees. L: the number of anchors.
+    images: already normalised and of the size that the detector was trained with: torchvision's own transform is left
+    out, because a quantizer's input is what the first layer sees. L: the number of anchors.
     Raises ValueError for what is not such a detector.
     """
 
@@ -25,8 +26,8 @@ class Heads(nn.Module):
         missing = [part for part in ("backbone", "head", "anchor_generator", "postprocess_detections")
                    if not hasattr(detector, part)]
         if missing:
-            raise ValueError(f"{type(detector).__name__} has no {missing[0]}: expected a single-stage detector of torchvision "
-                             "(SSD, SSDLite, RetinaNet, FCOS)")
+            raise ValueError(f"{type(detector).__name__} has no {missing[0]}: expected a single-stage detector of "
+                             "torchvision (SSD, SSDLite, RetinaNet, FCOS)")
         self.detector = detector.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

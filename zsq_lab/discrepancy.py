@@ -1,8 +1,8 @@
 """Where two networks disagree, at two levels (ZAQ, Liu et al. 2021).
 
-Output level: the L1 distance of their logits. Feature level: how the channels of a stage relate to each other, the matrix
-of cosines between channels, compared entry by entry. Relations survive what quantization does harmlessly (a channel
-scaled up or down) and show what it breaks. Notebook 05 draws both.
+Output level: the L1 distance of their logits. Feature level: how the channels of a stage relate to each other, the
+matrix of cosines between channels, compared entry by entry. Relations survive what quantization does harmlessly (a
+channel scaled up or down) and show what it breaks. Notebook 05 draws both.
 """
 import torch
 from torch import Tensor

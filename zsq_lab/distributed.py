@@ -1,8 +1,9 @@
 """Several processes, one training: `torchrun --nproc-per-node N -m zsq_lab quantize ...`, on one machine or many.
 
-Every process draws the same batch from the same seed and works on its own part of it; gradients are averaged, and whatever
-is a statistic of the batch (BatchNorm's matching loss, the generator's own BatchNorms, relative errors) is taken over all
-processes, so that N processes take the steps that one would. In a single process everything here does nothing.
+Every process draws the same batch from the same seed and works on its own part of it; gradients are averaged, and
+whatever is a statistic of the batch (BatchNorm's matching loss, the generator's own BatchNorms, relative errors) is
+taken over all processes, so that N processes take the steps that one would.
+In a single process everything here does nothing.
 """
 import os
 from collections.abc import Iterator
@@ -71,8 +72,8 @@ def _reduced(x: Tensor) -> Tensor:
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of x over all processes, with a gradient: with losses that are equal everywhere, averaged gradients of the
-    parameters are then those of the whole batch."""
+    """The mean of x over all processes, with a gradient: with losses that are equal everywhere, averaged gradients of
+    the parameters are then those of the whole batch."""
     return _Mean.apply(x) if world()[1] > 1 else x
 
 

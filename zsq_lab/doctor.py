@@ -122,7 +122,8 @@ def check_imagenet() -> Check:
         images = find_images()
     except ValueError as error:
         return Check("ImageNet", False, str(error), "Point ZSQ_IMAGENET to a folder as described, or unset it.")
-    measured = f"{len(images):,} images in {images.folder}" if images else "no images (set ZSQ_IMAGENET), so synthetic ones serve"
+    measured = (f"{len(images):,} images in {images.folder}" if images else
+                "no images (set ZSQ_IMAGENET), so synthetic ones serve")
     return Check("ImageNet", True, f"{', '.join(found)}; {measured}")
 
 
@@ -163,7 +164,8 @@ def release(text: str) -> tuple[int, ...]:
 
 CHECKS: dict[str, Callable[[], Check]] = {
     "Python": check_python, "torch": check_torch, "torchvision": check_torchvision,
-    "Jupyter and widgets": check_jupyter, "data": check_data, "ImageNet": check_imagenet, "disk": check_disk, "cores": check_cores,
+    "Jupyter and widgets": check_jupyter, "data": check_data, "ImageNet": check_imagenet, "disk": check_disk,
+    "cores": check_cores,
     "GPU": check_gpu,
 }
 

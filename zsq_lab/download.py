@@ -35,8 +35,8 @@ def download(name: str, folder: Path | str | None = None, sources: tuple[Source,
 
     Sources are tried in order, slow ones once more at the end without a minimum speed. An interrupted transfer leaves a
     `.partial` file, from which the next call goes on. published: what the data must be, by default what `name` stands
-    for. Raises ValueError (unknown name), DiskError (no space, no permission), DataError with each source's reason, or with
-    what to do where a data set is fetched by hand.
+    for. Raises ValueError (unknown name), DiskError (no space, no permission), DataError with each source's reason, or
+    with what to do where a data set is fetched by hand.
     """
     if name in BY_HAND:
         raise DataError(f"{name} is fetched by hand: {BY_HAND[name].format(folder=folder or cache_folder())}")

@@ -15,7 +15,8 @@ STEM, HEAD = 32, 1280  # channels; not scaled in the Lite family
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
           (1, 3, 1, 6, 320))
 # name -> width, depth, side of the image in pixels
-SIZES = {"efficientnet_lite0": (1.0, 1.0, 224), "efficientnet_lite1": (1.0, 1.1, 240), "efficientnet_lite2": (1.1, 1.2, 260)}
+SIZES = {"efficientnet_lite0": (1.0, 1.0, 224), "efficientnet_lite1": (1.0, 1.1, 240),
+         "efficientnet_lite2": (1.1, 1.2, 260)}
 RENAMED = {"_conv_stem": "stem.conv", "_conv_head": "head.conv", "_fc": "classifier", "_expand_conv": "expand.conv",
            "_depthwise_conv": "depthwise.conv", "_project_conv": "project.conv"}  # of the packages' keys
 NORMS = {"stem": ("_bn0", "stem.norm"), "head": ("_bn1", "head.norm")}
@@ -24,13 +25,15 @@ BLOCK_NORMS = {"_bn0": "expand.norm", "_bn1": "depthwise.norm", "_bn2": "project
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, side: int = 1,
               activation: bool = True) -> nn.Sequential:
-    """pad (where it is not symmetric), conv, norm, act (where wanted); side: of the input, which decides "same" padding."""
+    """pad (where it is not symmetric), conv, norm, act (where wanted); side: of the input,
+    which decides "same" padding."""
     total = max((ceil(side / stride) - 1) * stride + kernel - side, 0)
     before, after = total // 2, total - total // 2
     steps = OrderedDict()
     if before != after:
         steps["pad"] = nn.ZeroPad2d((before, after, before, after))
-    steps["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before if before == after else 0, groups=groups,
+    steps["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before if before == after else 0,
+                              groups=groups,
                               bias=False)
     steps["norm"] = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
     if activation:
@@ -106,6 +109,6 @@ def load_weights(name: str, path: str) -> EfficientNetLite:
     try:
         model.load_state_dict(rename(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever a damaged file makes the reader stumble over
-        raise ValueError(f"{path} does not hold the weights of {name}: {type(error).__name__} {' '.join(str(error).split())[:200]}. Install the package "
-                         "again.") from error
+        raise ValueError(f"{path} does not hold the weights of {name}: {type(error).__name__} "
+                         f"{' '.join(str(error).split())[:200]}. Install the package again.") from error
     return model.eval()

@@ -1,4 +1,5 @@
-"""Where a sweep's items run: this process, several processes, a Dask cluster, SLURM. All are `concurrent.futures.Executor`s.
+"""Where a sweep's items run: this process, several processes, a Dask cluster, SLURM. All are
+`concurrent.futures.Executor`s.
 
 The schedulers are other people's: the standard library's, Dask's, SLURM's through submitit (extra `cluster`).
 """
@@ -73,7 +74,8 @@ class DaskExecutor(Executor):
         try:
             self.client = Client(address, timeout="10s", set_as_default=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"no Dask scheduler answers at {address} ({error}): start `dask scheduler` and its workers") from None
+            raise ValueError(f"no Dask scheduler answers at {address} ({error}): start `dask scheduler` and "
+                             "its workers") from None
         self.executor = self.client.get_executor(retries=0, pure=False)
 
     def submit(self, fn, /, *args, **kwargs) -> Future:
@@ -87,7 +89,8 @@ class DaskExecutor(Executor):
 class SlurmExecutor(Executor):
     """One SLURM job for each call, through submitit; cluster "local" runs the jobs as processes here, for trying out.
 
-    folder: for submitit's scripts and logs, on the shared disk. parameters: submitit's (timeout_min, slurm_partition, …).
+    folder: for submitit's scripts and logs, on the shared disk. parameters: submitit's (timeout_min,
+    slurm_partition, …).
     Raises ValueError when submitit is not installed.
     """
 

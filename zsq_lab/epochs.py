@@ -1,8 +1,8 @@
 """The loop over epochs that all training of full-precision networks shares, and the state that survives its end.
 
-Each epoch shuffles by a seed of its own and writes its state when it is done: a run that was ended, in whatever way, goes
-on from its last whole epoch and repeats the uninterrupted run to the bit. The learning rate is one cycle (Smith & Topin
-2018).
+Each epoch shuffles by a seed of its own and writes its state when it is done: a run that was ended, in whatever way,
+goes on from its last whole epoch and repeats the uninterrupted run to the bit. The learning rate is one cycle (Smith &
+Topin 2018).
 """
 import platform
 import sys
@@ -97,4 +97,5 @@ def conditions(name: str, epochs: int, peak: float, seed: int, start: Path | Non
     before = {f"start_{key}": earlier[key] for key in ("model", "accuracy", "epochs", "seconds", "command")
               if key in earlier}
     return {"command": command + (f" --start {start.name}" if start else ""),
-            "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__} | before
+            "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+            "torch": torch.__version__} | before

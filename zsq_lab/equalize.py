@@ -180,14 +180,16 @@ def absorb_biases(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
 
 @torch.no_grad()
 def correct_biases(student: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0, samples: int = 64) -> None:
-    """Subtract from each bias the mean error that weight rounding causes, E[(W_q - W) x], with x as BatchNorm remembers.
+    """Subtract from each bias the mean error that weight rounding causes, E[(W_q - W) x],
+    with x as BatchNorm remembers.
 
     Changes `student` (ranges already set) in place. Raises ValueError for a model without BatchNorm statistics.
     """
     require_statistics(student, "bias correction")
     inputs: dict[str, Tensor] = {}
     layers = quant_layers(student)
-    handles = [layer.input_quantizer.register_forward_pre_hook(_keep_mean(inputs, name)) for name, layer in layers.items()]
+    handles = [layer.input_quantizer.register_forward_pre_hook(_keep_mean(inputs, name))
+               for name, layer in layers.items()]
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(samples, *image_shape, generator=generator).to(next(student.parameters()).device)
     try:

@@ -24,7 +24,8 @@ EXTRA = "install the extra: pip install -c constraints.txt -e .[export]"
 
 
 def float_program(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
-    """The program of a full-precision model, its BatchNorms folded as runtimes do themselves; the model is left untouched."""
+    """The program of a full-precision model, its BatchNorms folded as runtimes do themselves;
+    the model is left untouched."""
     copied = float_copy(model)
     return record(fold_batchnorms(copied, trace(copied, tuple(image_shape))), tuple(image_shape))
 
@@ -48,7 +49,8 @@ def save_onnx(program: Program, path: Path, facts: dict | None = None, *, int4: 
 
 
 def load_onnx(path: Path):
-    """The ModelProto of a file that `save_onnx` wrote. Raises ValueError when it is missing, damaged, changed or foreign."""
+    """The ModelProto of a file that `save_onnx` wrote. Raises ValueError when it is missing, damaged,
+    changed or foreign."""
     onnx = require_onnx()
     path = Path(path)
     if not path.is_file():
@@ -90,7 +92,8 @@ def require_onnx():
 
 def _only_numbers(model) -> None:
     from onnx import TensorProto
-    foreign = {d for d in (*(o.domain for o in model.opset_import), *(n.domain for n in model.graph.node)) if d not in ("", "ai.onnx")}
+    foreign = {d for d in (*(o.domain for o in model.opset_import), *(n.domain for n in model.graph.node))
+               if d not in ("", "ai.onnx")}
     if foreign or model.functions:
         raise ValueError(f"it uses operators that are not ONNX's own ({', '.join(sorted(foreign)) or 'functions'})")
     if any(t.data_location == TensorProto.EXTERNAL or t.external_data for t in model.graph.initializer):

@@ -1,7 +1,8 @@
-"""BatchNorms that do more than normalise, taken apart: timm's network code has norm, dropout and activation in one module.
+"""BatchNorms that do more than normalise, taken apart: timm's network code has norm,
+dropout and activation in one module.
 
-Folding puts an identity in the place of a BatchNorm; an activation inside it would be lost without a word. A module that
-was taken apart is compared with what it was, on noise, before it is used.
+Folding puts an identity in the place of a BatchNorm; an activation inside it would be lost without a word. A module
+that was taken apart is compared with what it was, on noise, before it is used.
 """
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def split_fused_norms(model: nn.Module) -> nn.Module:
         noise = 4 * torch.randn(2, norm.num_features, *[5] * dimensions, generator=torch.Generator().manual_seed(0))
         noise = noise.to(norm.running_mean)
         if not torch.allclose(split(noise.clone()), norm.eval()(noise.clone()), rtol=1e-4, atol=1e-5):
-            raise ValueError(f"layer '{name}' ({type(norm).__name__}) is a BatchNorm that computes something of its own: "
-                             "replace it by torch.nn.BatchNorm and separate modules")
+            raise ValueError(f"layer '{name}' ({type(norm).__name__}) is a BatchNorm that computes something of its "
+                             "own: replace it by torch.nn.BatchNorm and separate modules")
         model = replace_module(model, norm, split)
     return model

@@ -65,8 +65,8 @@ def prior_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, it
                 class_loss = task.label_loss(output, wanted) if classes else distance.new_zeros(())
                 loss = distance + CLASS_WEIGHT * class_loss
                 if not torch.isfinite(loss):
-                    raise Stopped(f"making images stopped at iteration {iteration}: the loss is not a number; lower the "
-                                  f"learning rate ({LEARNING_RATE})")
+                    raise Stopped(f"making images stopped at iteration {iteration}: the loss is not a number; lower "
+                                  f"the learning rate ({LEARNING_RATE})")
                 gradients = torch.autograd.grad(loss, [*weights, codes])
                 for parameter, gradient in zip([*weights, codes], gradients, strict=True):
                     parameter.grad = gradient

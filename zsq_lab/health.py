@@ -41,7 +41,8 @@ def variety(images: Tensor, labels: Tensor | None = None) -> float:
 
 
 def look(images: Tensor, labels: Tensor | None = None) -> tuple[float, bool]:
-    """The variety of a batch, and whether it is that of a collapse. Where no two images share a label: of the whole batch."""
+    """The variety of a batch, and whether it is that of a collapse. Where no two images share a label:
+    of the whole batch."""
     spread, group = variety(images, labels), len(images)
     if labels is not None and not math.isnan(spread):
         counts = labels.unique(return_counts=True)[1]
@@ -73,7 +74,7 @@ class Health:
         if self.bad_looks < PATIENCE:
             return
         if exploded:
-            raise Stopped(f"{self.run} stopped at iteration {iteration}: the discrepancy is {discrepancy:.0f} times the "
-                          "teacher's outputs; lower the weight of the discrepancy or the student's learning rate")
-        raise Stopped(f"{self.run} stopped at iteration {iteration}: mode collapse, the images of a batch are all alike "
-                      f"(variety {spread:.3f}); raise the weight of the statistics or lower the learning rate")
+            raise Stopped(f"{self.run} stopped at iteration {iteration}: the discrepancy is {discrepancy:.0f} times "
+                          "the teacher's outputs; lower the weight of the discrepancy or the student's learning rate")
+        raise Stopped(f"{self.run} stopped at iteration {iteration}: mode collapse, the images of a batch are all "
+                      f"alike (variety {spread:.3f}); raise the weight of the statistics or lower the learning rate")

@@ -1,8 +1,8 @@
 """Folders of ImageNet images, in the three forms in which people have them, decoded in parallel, never all in memory.
 
-Class folders named by WordNet ids (all of the validation set, any subset, with or without `val` above them, as Imagenette
-has it), or the official flat folder with its label file. This file imports no PyTorch: its worker processes start in a
-fraction of a second.
+Class folders named by WordNet ids (all of the validation set, any subset, with or without `val` above them, as
+Imagenette has it), or the official flat folder with its label file. This file imports no PyTorch: its worker processes
+start in a fraction of a second.
 """
 import csv
 import os
@@ -30,7 +30,8 @@ HOW = "Set ZSQ_IMAGENET to a folder with one folder of images per WordNet id (n0
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side to `resize` pixels, cut the middle `crop` x `crop`; then (x / 255 - mean) / std per channel."""
+    """Resize the shorter side to `resize` pixels, cut the middle `crop` x `crop`; then (x / 255 - mean)
+    / std per channel."""
 
     resize: int = 256
     crop: int = 224
@@ -44,7 +45,8 @@ class Preprocess:
         return 3, self.crop, self.crop
 
     def pixels(self, path: Path) -> ndarray:
-        """uint8 [crop, crop, 3] of a file, grayscale and CMYK turned into RGB. Raises what Pillow raises for a bad file."""
+        """uint8 [crop, crop, 3] of a file, grayscale and CMYK turned into RGB.
+        Raises what Pillow raises for a bad file."""
         from PIL import Image
 
         with Image.open(path) as file:
@@ -62,7 +64,8 @@ class Preprocess:
 
 @dataclass
 class ImageFolder:
-    """Files [N] and their class indices int64 [N]; `unreadable` collects what could not be decoded, as "path: reason"."""
+    """Files [N] and their class indices int64 [N]; `unreadable` collects what could not be decoded, as "path:
+    reason"."""
 
     folder: Path
     files: list[Path]
@@ -79,7 +82,8 @@ class ImageFolder:
         chosen = np.linspace(0, len(self) - 1, n).round().astype(int)
         return ImageFolder(self.folder, [self.files[i] for i in chosen], self.labels[chosen])
 
-    def batches(self, preprocess: Preprocess, size: int, workers: int | None = None) -> Iterator[tuple[ndarray, ndarray]]:
+    def batches(self, preprocess: Preprocess, size: int,
+                workers: int | None = None) -> Iterator[tuple[ndarray, ndarray]]:
         """Batches (uint8 [<=size, crop, crop, 3], int64 [<=size]) in order, decoded by `workers` processes.
 
         workers: 0 decodes in this process; None takes one for each further core. Files that cannot be decoded are left
@@ -91,9 +95,9 @@ class ImageFolder:
             if isinstance(decoded, str):
                 self.unreadable.append(decoded)
                 if len(self.unreadable) > UNREADABLE * len(self):
-                    raise DataError(f"{len(self.unreadable)} of the first {index + 1} images in {self.folder} cannot be read, "
-                                    f"more than {UNREADABLE:.0%} of all {len(self)}: {'; '.join(self.unreadable[:3])}. "
-                                    "Copy the folder again")
+                    raise DataError(f"{len(self.unreadable)} of the first {index + 1} images in {self.folder} cannot "
+                                    f"be read, more than {UNREADABLE:.0%} of all {len(self)}: "
+                                    f"{'; '.join(self.unreadable[:3])}. Copy the folder again")
                 continue
             images.append(decoded)
             labels.append(self.labels[index])
@@ -107,7 +111,8 @@ class ImageFolder:
 @cache
 def classes() -> tuple[tuple[str, str], ...]:
     """(WordNet id, name) of the 1,000 classes, by class index."""
-    with open(Path(__file__).resolve().parent.parent / "data" / "imagenet_classes.csv", encoding="utf-8", newline="") as file:
+    with open(Path(__file__).resolve().parent.parent / "data" / "imagenet_classes.csv",
+              encoding="utf-8", newline="") as file:
         return tuple((row["wnid"], row["name"]) for row in csv.DictReader(file))
 
 
@@ -136,8 +141,8 @@ def find_images(folder: Path | None = None) -> ImageFolder | None:
         labels = _read_labels(folder, files, index)
     elif folders:
         if unknown := [path.name for path in folders if path.name not in index]:
-            raise DataError(f"{len(unknown)} of the {len(folders)} folders in {folder} are not named by a WordNet id of "
-                            f"ImageNet's 1,000 classes: {', '.join(unknown[:3])}. {HOW}")
+            raise DataError(f"{len(unknown)} of the {len(folders)} folders in {folder} are not named by a WordNet id "
+                            f"of ImageNet's 1,000 classes: {', '.join(unknown[:3])}. {HOW}")
         found = [(path, index[own.name]) for own in folders for path in sorted(own.iterdir())
                  if path.suffix.lower() in ENDINGS]
         files, labels = [path for path, _ in found], [label for _, label in found]
@@ -167,8 +172,8 @@ def _read_labels(folder: Path, files: list[Path], index: dict[str, int]) -> list
             raise ValueError(f"class numbers {min(labels)}..{max(labels)}, expected 0..{len(index) - 1}")
         return labels
     except (ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{file} does not label the images in {folder} ({type(error).__name__}: {error}): expected lines such "
-                        "as 'ILSVRC2012_val_00000001.JPEG 65' or '... n01751748'") from error
+        raise DataError(f"{file} does not label the images in {folder} ({type(error).__name__}: {error}): expected "
+                        "lines such as 'ILSVRC2012_val_00000001.JPEG 65' or '... n01751748'") from error
 
 
 def _official_numbers(file: Path, index: dict[str, int]) -> dict[str, int]:

@@ -36,13 +36,14 @@ def load(args) -> tuple[str, nn.Module, Preprocess]:
 def load_with_images(args) -> tuple[str, Dataset, nn.Module]:
     """(full name, data set, network): the first images of the folder in memory, as the lab's small data sets are.
 
-    Without a folder: synthetic images that no recipe has seen, labelled by the network itself, and one line that says so.
+    Without a folder: synthetic images that no recipe has seen, labelled by the network itself,
+    and one line that says so.
     """
     folder = find_images()
     name, network, preprocess = load(args)
     if folder is None:
-        print(f"no images here: what is called accuracy below is agreement with full precision on {HELD_OUT} synthetic images; "
-              "set ZSQ_IMAGENET for accuracy", file=sys.stderr)
+        print(f"no images here: what is called accuracy below is agreement with full precision on {HELD_OUT} synthetic "
+              "images; set ZSQ_IMAGENET for accuracy", file=sys.stderr)
         kind, read = "imagenet, synthetic", partial(_own_split, network, preprocess)
     else:
         kind, read = "imagenet", partial(_split, folder.first(args.n_test), preprocess)
@@ -76,7 +77,8 @@ def run_quantize(args, config: QuantConfig) -> None:
     images = None
     if RECIPES[args.recipe].needs_images:
         images = reference_images(folder, preprocess)
-    result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed, budget=args.budget,
+    result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed,
+                      budget=args.budget,
                       images=images, progress=True, resume=cache_folder() / "runs", stages=args.stages,
                       size_budget=args.size_budget)
     report = {key: value for key, value in result.report.items() if key != "config"}
@@ -87,9 +89,10 @@ def run_quantize(args, config: QuantConfig) -> None:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
                                                      "image_shape": list(preprocess.image_shape)})
         fields["out"] = str(args.out)
-    answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {report['budget']}\n{_text(fields)}\n"
-           f"{report['bytes_before'] / 1e6:.1f} MB to {report['bytes_after'] / 1e6:.1f} MB in {report['seconds']:.1f} s on "
-           f"{report['threads']} threads" + (f", written to {args.out}" if args.out else ""))
+    answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget "
+           f"{report['budget']}\n{_text(fields)}\n{report['bytes_before'] / 1e6:.1f} MB to "
+           f"{report['bytes_after'] / 1e6:.1f} MB in {report['seconds']:.1f} s on {report['threads']} threads"
+           + (f", written to {args.out}" if args.out else ""))
 
 
 def run_evaluate(args) -> None:
@@ -104,8 +107,8 @@ def run_evaluate(args) -> None:
             raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
         measured = beside_full_precision(quantized, network, preprocess, folder, args.n_test)
     elif folder is None:
-        raise ValueError("there are no images to evaluate a full-precision network on: set ZSQ_IMAGENET to a folder with one "
-                         "folder of images per WordNet id, or to the official flat folder")
+        raise ValueError("there are no images to evaluate a full-precision network on: set ZSQ_IMAGENET to a folder "
+                         "with one folder of images per WordNet id, or to the official flat folder")
     else:
         images = folder.first(args.n_test)
         full = evaluate({"full": network}, images, preprocess, progress=True)["full"]
@@ -138,10 +141,11 @@ def beside_full_precision(model: nn.Module, network: nn.Module, preprocess: Prep
 
 
 def reference_images(folder: ImageFolder | None, preprocess: Preprocess) -> Tensor:
-    """REFERENCE_IMAGES real images, spread over the folder, as the network takes them. Raises ValueError without a folder."""
+    """REFERENCE_IMAGES real images, spread over the folder, as the network takes them.
+    Raises ValueError without a folder."""
     if folder is None:
-        raise ValueError("this recipe is a reference on real images: set ZSQ_IMAGENET to a folder of them, or use a recipe "
-                         "without data")
+        raise ValueError("this recipe is a reference on real images: set ZSQ_IMAGENET to a folder of them, or use a "
+                         "recipe without data")
     batches = folder.first(REFERENCE_IMAGES).batches(preprocess, BATCH, 0)
     return torch.cat([normalise(torch.from_numpy(pixels), preprocess) for pixels, _ in batches])
 

@@ -1,7 +1,7 @@
 """Top-1, top-5 and agreement on ImageNet images as they stream by, several networks in one pass, with intervals.
 
-Where no image is at hand, agreement with the full-precision network on synthetic images that no recipe has seen: another
-number, and named as that. Evaluating reads and never writes: no range, no statistic, no mode changes.
+Where no image is at hand, agreement with the full-precision network on synthetic images that no recipe has seen:
+another number, and named as that. Evaluating reads and never writes: no range, no statistic, no mode changes.
 """
 import math
 from collections.abc import Iterable, Iterator
@@ -76,10 +76,11 @@ class Answers:
 
 def evaluate(models: dict[str, nn.Module], folder: ImageFolder, preprocess: Preprocess, *, workers: int | None = None,
              progress: bool = False) -> dict[str, Answers]:
-    """What each network says of every readable image, in one pass over the folder; `folder.unreadable` names the others.
+    """What each network says of every readable image, in one pass over the folder;
+    `folder.unreadable` names the others.
 
-    workers: processes that decode, see `ImageFolder.batches`. Raises DataError for a folder with too many damaged files and
-    ValueError for a network that does not take images of this size.
+    workers: processes that decode, see `ImageFolder.batches`. Raises DataError for a folder with too many damaged files
+    and ValueError for a network that does not take images of this size.
     """
     top: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
@@ -97,7 +98,8 @@ def evaluate(models: dict[str, nn.Module], folder: ImageFolder, preprocess: Prep
 
 
 def synthetic_agreement(model: nn.Module, full: nn.Module, images: Tensor) -> Share:
-    """On how many synthetic images [N, ...] (held out: made with another seed than any the recipe saw) both say the same."""
+    """On how many synthetic images [N, ...] (held out: made with another seed than any the recipe saw)
+    both say the same."""
     same = 0
     with _ready([model, full]):
         for batch in images.split(BATCH):
@@ -125,14 +127,15 @@ def _top5(model: nn.Module, images: Tensor) -> Tensor:
         logits = model(images)
         return logits.topk(5).indices.cpu()
     except (RuntimeError, AttributeError) as error:
-        raise ValueError(f"the network does not take images {tuple(images.shape[1:])} or does not give at least 5 logits for "
-                         f"each: {str(error).splitlines()[0]}. It needs 3 channels (RGB) and the size it was made for; set "
-                         "another with a Preprocess of its own") from error
+        raise ValueError(f"the network does not take images {tuple(images.shape[1:])} or does not give at least 5 "
+                         f"logits for each: {str(error).splitlines()[0]}. It needs 3 channels (RGB) and the size it "
+                         "was made for; set another with a Preprocess of its own") from error
 
 
 @contextmanager
 def _ready(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block the networks are in eval mode and the weights of quantized layers are rounded once, not per batch."""
+    """Inside the block the networks are in eval mode and the weights of quantized layers are rounded once,
+    not per batch."""
     models = list(models)
     modes = {module: module.training for model in models for module in model.modules()}
     keep_freed_memory()

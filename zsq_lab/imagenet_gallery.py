@@ -1,7 +1,7 @@
 """Synthetic images of named ImageNet classes, made by the network from its own memory: a file that may be shared.
 
-`python -m zsq_lab.imagenet_gallery` makes the committed ones (notebook 07). Their seed is one that no recipe is given, so
-that they also serve as held-out images where a computer has no photograph at all.
+`python -m zsq_lab.imagenet_gallery` makes the committed ones (notebook 07). Their seed is one that no recipe is given,
+so that they also serve as held-out images where a computer has no photograph at all.
 """
 import argparse
 import json
@@ -32,7 +32,8 @@ CLASS_WEIGHT = 0.1
 AMPLITUDE, RATE = 0.4, 0.08  # photographs deviate by about a fifth of the pixel range; this network's inputs reach from -1 to 1
 
 
-def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...] = LABELS, progress: bool = True) -> dict:
+def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...] = LABELS,
+         progress: bool = True) -> dict:
     """Make one image of each class, write the sheet (JPEG) and its card beside it, return the facts. Resumes."""
     from PIL import Image
 
@@ -41,7 +42,8 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
     started = time.perf_counter()
     run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, iterations, list(labels))}")
-    images, _ = optimise_images(teacher, len(labels), preprocess.image_shape, iterations=iterations, batch_size=len(labels),
+    images, _ = optimise_images(teacher, len(labels), preprocess.image_shape, iterations=iterations,
+                                batch_size=len(labels),
                                 class_weight=CLASS_WEIGHT, amplitude=AMPLITUDE, learning_rate=RATE,
                                 labels=torch.tensor(labels), seed=SEED, progress=progress, run=run)
     pixels = (denormalise(images, preprocess) * 255).round().byte()
@@ -57,21 +59,24 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     read, wanted = load(file, labels, preprocess)
     with torch.inference_mode(), BatchNormStatistics(teacher) as statistics:
         believed = int((teacher(read).argmax(1) == wanted).sum())
-        facts = {"model": MODEL, "classes": ", ".join(classes()[label][1] for label in labels), "iterations": iterations,
+        facts = {"model": MODEL, "classes": ", ".join(classes()[label][1] for label in labels),
+                 "iterations": iterations,
                  "seed": SEED, "class_weight": CLASS_WEIGHT, "believed": f"{believed} of {len(labels)}",
                  "statistics": round(statistics.loss().item(), 3),
                  "seconds": round(time.perf_counter() - started + run.reused_seconds),
                  "command": "python -m zsq_lab.imagenet_gallery",
                  "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
     lines = [f"| {key} | {value} |" for key, value in facts.items()]
-    text = ["# Synthetic images of ImageNet classes", "", f"`{file.name}`: made from the weights of the network alone; no "
+    text = ["# Synthetic images of ImageNet classes", "",
+            f"`{file.name}`: made from the weights of the network alone; no "
             "photograph was read.", "", "| fact | value |", "|---|---|", *lines]
     file.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
     run.clear()
     return facts
 
 
-def load(file: Path = FILE, labels: tuple[int, ...] = LABELS, preprocess: Preprocess | None = None) -> tuple[Tensor, Tensor]:
+def load(file: Path = FILE, labels: tuple[int, ...] = LABELS, preprocess: Preprocess | None = None) -> tuple[Tensor,
+                                                                                                             Tensor]:
     """The committed images as the network takes them, float32 [N, 3, 224, 224], and their classes int64 [N].
 
     Raises ValueError where the sheet is missing or another.
@@ -87,9 +92,10 @@ def load(file: Path = FILE, labels: tuple[int, ...] = LABELS, preprocess: Prepro
         raise ValueError(f"no sheet of synthetic images at {file} ({error}): make it with `python -m zsq_lab.imagenet_gallery`"
                          ) from None
     if sheet.shape != (rows * side, COLUMNS * side, 3):
-        raise ValueError(f"{file} has {sheet.shape[1]}x{sheet.shape[0]} pixels, expected {COLUMNS * side}x{rows * side}: make "
-                         "it again with `python -m zsq_lab.imagenet_gallery`")
-    tiles = sheet.reshape(rows, side, COLUMNS, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)[:len(labels)]
+        raise ValueError(f"{file} has {sheet.shape[1]}x{sheet.shape[0]} pixels, expected "
+                         f"{COLUMNS * side}x{rows * side}: make it again with `python -m zsq_lab.imagenet_gallery`")
+    tiles = sheet.reshape(rows, side, COLUMNS, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1,
+                                                                                         side, side, 3)[:len(labels)]
     return normalise(torch.from_numpy(tiles.copy()), preprocess), torch.tensor(labels)
 
 

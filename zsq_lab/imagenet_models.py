@@ -1,7 +1,8 @@
 """ImageNet classifiers by name, each with its own preprocessing: what the registry ships, and all of torchvision's.
 
-`imagenet/efficientnet_lite0` (and 1, 2) come as ordinary packages, extra `imagenet`: no other download. Any classifier of
-torchvision (`imagenet/resnet18`, ...) takes its published weights, from torch's own folder where they are there already.
+`imagenet/efficientnet_lite0` (and 1, 2) come as ordinary packages, extra `imagenet`: no other download. Any classifier
+of torchvision (`imagenet/resnet18`, ...) takes its published weights,
+from torch's own folder where they are there already.
 """
 import importlib
 from pathlib import Path
@@ -118,8 +119,8 @@ def _from_torchvision(own: str) -> tuple[nn.Module, Preprocess]:
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a damaged file makes the reader stumble over
-        raise ValueError(f"{file} does not hold the weights of torchvision's {own}: {type(error).__name__} {' '.join(str(error).split())[:200]}. Delete it, "
-                         "and it is downloaded again.") from error
+        raise ValueError(f"{file} does not hold the weights of torchvision's {own}: {type(error).__name__} "
+                         f"{' '.join(str(error).split())[:200]}. Delete it, and it is downloaded again.") from error
     return model.eval(), _torchvision_preprocess(weights)
 
 
@@ -133,5 +134,6 @@ def _download(own: str, url: str, file: Path, limits: Limits = Limits()) -> None
     except DiskError:
         raise
     except (SourceError, OSError) as error:
-        raise ValueError(f"the weights of imagenet/{own} could not be downloaded ({error}): get {url} by other means and put "
-                         f"it, as {file.name}, into {file.parent}. imagenet/efficientnet_lite0 needs no download.") from error
+        raise ValueError(f"the weights of imagenet/{own} could not be downloaded ({error}): get {url} by other means "
+                         f"and put it, as {file.name}, into {file.parent}. imagenet/efficientnet_lite0 needs no "
+                         "download.") from error

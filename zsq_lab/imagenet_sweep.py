@@ -1,4 +1,5 @@
-"""One item of a sweep on an `imagenet/...` network: the images stream from `$ZSQ_IMAGENET`, full precision answers once."""
+"""One item of a sweep on an `imagenet/...` network: the images stream from `$ZSQ_IMAGENET`,
+full precision answers once."""
 import platform
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,8 @@ from .results import Item
 
 
 def run(item: Item, shared: Path, threads: int | None = None) -> dict:
-    """As `sweeps.run`, and beside the columns: top-5, agreement, 95 % intervals, peak memory in GiB (None on Windows)."""
+    """As `sweeps.run`, and beside the columns: top-5, agreement, 95 % intervals,
+    peak memory in GiB (None on Windows)."""
     prepared, before = preprocess(item.model), torch.get_num_threads()
     folder = _images()
     network, _ = load_model(item.model)
@@ -24,7 +26,8 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     config = QuantConfig(item.weight_bits, item.activation_bits, item.edge_bits, item.convention)
     try:
         torch.set_num_threads(threads or before)
-        result = quantize(network, config, item.recipe, image_shape=prepared.image_shape, seed=item.seed, budget=item.budget,
+        result = quantize(network, config, item.recipe, image_shape=prepared.image_shape, seed=item.seed,
+                          budget=item.budget,
                           images=images, resume=shared, size_budget=item.size_budget)
         memory = _peak_gib()
         full = _full_precision(item.model, item.n_test, prepared)
@@ -37,7 +40,8 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     return {"fp_accuracy": round(full.top1.percent, 2), "accuracy": round(own.top1.percent, 2), "drop": round(drop, 2),
             "seconds": round(report["seconds"], 1), "bytes": report["bytes_after"], "n_test": own.top1.n,
             "threads": report["threads"], "torch": report["versions"]["torch"],
-            "machine": f"{platform.machine()} {report['device']}", "drop_interval": [round(drop - half, 2), round(drop + half, 2)],
+            "machine": f"{platform.machine()} {report['device']}",
+            "drop_interval": [round(drop - half, 2), round(drop + half, 2)],
             "fp_top5": round(full.top5.percent, 2), "top5": round(own.top5.percent, 2),
             "agreement": round(own.agreement(full).percent, 2), "peak_gib": memory}
 

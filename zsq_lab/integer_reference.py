@@ -1,4 +1,5 @@
-"""An integer network in NumPy, for reading and for checking: what a QDQ file computes, with nothing but integers inside.
+"""An integer network in NumPy, for reading and for checking: what a QDQ file computes,
+with nothing but integers inside.
 
 It reads the ONNX file and shares no code with what wrote it. Multiplications and sums are int32; the one place where
 real numbers enter is requantization, from the accumulator's grid to the next one:
@@ -6,9 +7,9 @@ real numbers enter is requantization, from the accumulator's grid to the next on
     q_y = clip(round(acc * M) + z_y, 0, 255),        M = s_x s_w / s_y
 
 With M in float32 that is what ONNX Runtime does, bit for bit. Hardware without floats holds M as an integer and a shift
-(Jacob et al. 2018, section 2.2): `fixed_point=True`. The two differ where acc * M lies within about 2**-31 of a tie, by one
-step. Sums of two tensors and averages are rounded in float32, by the formula that stands at `_add`. Notebook 09 builds
-`convolve` and `requantize`.
+(Jacob et al. 2018, section 2.2): `fixed_point=True`. The two differ where acc * M lies within about 2**-31 of a tie, by
+one step. Sums of two tensors and averages are rounded in float32, by the formula that stands at `_add`. Notebook 09
+builds `convolve` and `requantize`.
 """
 from dataclasses import dataclass
 
@@ -48,7 +49,8 @@ def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, 
 
 
 def requantize(total: np.ndarray, multiplier: np.ndarray, zero_point: int, *, fixed_point: bool = False) -> np.ndarray:
-    """int32 sums [N, O, ...] on the next grid, uint8; multiplier: float32 [O] (or [1]), input * weight / output scale."""
+    """int32 sums [N, O, ...] on the next grid, uint8; multiplier: float32 [O] (or [1]),
+    input * weight / output scale."""
     multiplier = multiplier.astype(np.float32).reshape(1, -1, *[1] * (total.ndim - 2))
     if fixed_point:
         mantissa, exponent = np.frexp(multiplier.astype(np.float64))
@@ -109,7 +111,8 @@ def run(model, images: np.ndarray, *, fixed_point: bool = False, keep: dict | No
         elif node.op_type in OPERATORS:
             results[out] = OPERATORS[node.op_type]([real(name) if name else None for name in names], attributes)
         else:
-            raise ValueError(f"the integer reference does not know the operator {node.op_type}: compare with ONNX Runtime alone")
+            raise ValueError(f"the integer reference does not know the operator {node.op_type}: compare with "
+                             "ONNX Runtime alone")
     if keep is not None:
         keep |= results
     return real(model.graph.output[0].name)
@@ -122,7 +125,8 @@ def _layer(kind: str, parts: list[Grid], attributes: dict) -> tuple[np.ndarray, 
     shifted = x.integers.astype(np.int32) - np.int32(x.zero_point)
     scale = (x.scale * weight.scale).astype(np.float32).reshape(-1)
     if kind == "Conv":
-        return convolve(shifted, weight.integers, bias, **{k: attributes[k] for k in ("strides", "pads", "dilations", "group")}), scale
+        return convolve(shifted, weight.integers, bias,
+                        **{k: attributes[k] for k in ("strides", "pads", "dilations", "group")}), scale
     columns = weight.integers.T if attributes.get("transB") else weight.integers
     total = shifted @ columns.astype(np.int32)
     return (total if bias is None else total + bias), scale

@@ -1,7 +1,8 @@
 """Freed memory that stays with the process: at 224x224 a network allocates and frees tens of megabytes for each layer.
 
-By default the C library of Linux hands such blocks back to the system at once, which then clears every page again when the
-next layer asks for it. Measured on EfficientNet-Lite0, one thread: a forward and backward pass takes half the time without.
+By default the C library of Linux hands such blocks back to the system at once, which then clears every page again when
+the next layer asks for it. Measured on EfficientNet-Lite0, one thread:
+a forward and backward pass takes half the time without.
 """
 import ctypes
 import sys

@@ -1,8 +1,8 @@
 """Which layer gets how many bits: the best split of a size budget, without data (the idea of ZeroQ, Cai et al. 2020).
 
-How much a layer suffers at a width is measured on synthetic images, one layer at a time. If those errors add up, the best
-assignment of widths is a knapsack, solved here exactly: states that are larger and worse than another are dropped, and
-what remains is the whole Pareto front of size against expected error. Notebook 06 draws it.
+How much a layer suffers at a width is measured on synthetic images, one layer at a time. If those errors add up, the
+best assignment of widths is a knapsack, solved here exactly: states that are larger and worse than another are dropped,
+and what remains is the whole Pareto front of size against expected error. Notebook 06 draws it.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,8 @@ def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, .
     teacher, student = convert(model, config, image_shape)
     run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed)}" if shared else None)
     n = IMAGES // task.per_image
-    images, _ = optimise_images(teacher, n, image_shape, iterations=ITERATIONS, batch_size=n, seed=seed, run=run, task=task)
+    images, _ = optimise_images(teacher, n, image_shape, iterations=ITERATIONS, batch_size=n, seed=seed, run=run,
+                                task=task)
     counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
     front = pareto_front(sensitivity(teacher, student, images, task=task), counts)
     return dict(zip(quant_layers(student), front.assignment(size_budget * 32 * sum(counts)), strict=True))
@@ -69,7 +70,8 @@ def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: 
 def _rounded(weight: Tensor, axis: int, bits: int, symmetric: bool) -> Tensor:
     """The weight as it would be stored at `bits` with its own best ranges."""
     rows = weight.transpose(0, axis).reshape(weight.shape[axis], -1)
-    scale, zero_point = (q.unsqueeze(1) for q in qparams_from_range(*search_ranges(rows, bits, symmetric=symmetric), bits,
+    scale, zero_point = (q.unsqueeze(1) for q in qparams_from_range(*search_ranges(rows, bits, symmetric=symmetric),
+                                                                    bits,
                                                                    symmetric=symmetric))
     stored = dequantize(quantize(rows, scale, zero_point, *integer_range(bits, symmetric=symmetric)), scale, zero_point)
     return stored.reshape(weight.transpose(0, axis).shape).transpose(0, axis)
@@ -85,11 +87,12 @@ class Front:
     widths: tuple[int, ...]
 
     def assignment(self, budget_bits: float) -> list[int]:
-        """Bits of each layer at the best point within the budget. Raises ValueError when even the smallest is larger."""
+        """Bits of each layer at the best point within the budget. Raises ValueError when even the smallest is
+        larger."""
         fits = int((self.sizes <= budget_bits).sum())
         if fits == 0:
-            raise ValueError(f"the smallest assignment needs {int(self.sizes[0]) / 8000:.1f} kB of weights, the budget allows "
-                             f"{budget_bits / 8000:.1f} kB: raise the size budget")
+            raise ValueError(f"the smallest assignment needs {int(self.sizes[0]) / 8000:.1f} kB of weights, the budget "
+                             f"allows {budget_bits / 8000:.1f} kB: raise the size budget")
         point, bits = fits - 1, []
         for before, width in reversed(self._steps):
             bits.append(self.widths[int(width[point])])
@@ -100,8 +103,9 @@ class Front:
 def pareto_front(errors: Tensor, counts: list[int], widths: tuple[int, ...] = WIDTHS) -> Front:
     """All assignments that no other beats in both size and summed error; exact.
 
-    errors: [L, W]. counts: number of weights of each layer. A point of the front of the first l layers can only come from
-    a point of the front of the first l - 1: a worse beginning cannot lead to a better end, because both sums only add.
+    errors: [L, W]. counts: number of weights of each layer. A point of the front of the first l layers can only come
+    from a point of the front of the first l - 1: a worse beginning cannot lead to a better end,
+    because both sums only add.
     """
     sizes, totals = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     steps = []

@@ -51,7 +51,8 @@ class GraphWriter:
         return names if outputs > 1 else names[0]
 
     def constant(self, array, dtype=None, *, share: bool = True) -> str:
-        """The name of a constant; equal small ones are stored once, unless a runtime wants to change them one by one."""
+        """The name of a constant; equal small ones are stored once, unless a runtime wants to change them one by
+        one."""
         from onnx import numpy_helper
         array = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
         array = np.ascontiguousarray(array if dtype is None else array.astype(dtype)).reshape(array.shape)
@@ -63,7 +64,8 @@ class GraphWriter:
 
     def grid_constants(self, quantizer: Quantizer) -> list[str]:
         """Names of an activation quantizer's scale (float32) and zero point (uint8)."""
-        return [self.constant(quantizer.scale.reshape(()), np.float32), self.constant(quantizer.zero_point.reshape(()), np.uint8)]
+        return [self.constant(quantizer.scale.reshape(()), np.float32),
+                self.constant(quantizer.zero_point.reshape(()), np.uint8)]
 
     def float_of(self, argument) -> str:
         """The name of an argument as a float tensor: dequantized if it is on a grid."""
@@ -71,7 +73,8 @@ class GraphWriter:
             return self.constant(argument, np.float32)
         if argument not in self.floats:
             quantizer = self.grid[argument]
-            self.floats[argument] = self.node("DequantizeLinear", [self.integers[argument], *self.grid_constants(quantizer)])
+            self.floats[argument] = self.node("DequantizeLinear",
+                                              [self.integers[argument], *self.grid_constants(quantizer)])
         return self.floats[argument]
 
     def quantize(self, step: Step) -> None:
@@ -101,7 +104,8 @@ class GraphWriter:
             return self.constant(weight, np.float32)
         scale = self.grid[weight].scale.reshape(-1)
         zeros = self.constant(np.zeros(len(scale), np.int8), share=False)
-        return self.node("DequantizeLinear", [self.integers[weight], self.constant(scale, np.float32), zeros], axis=axis)
+        return self.node("DequantizeLinear", [self.integers[weight], self.constant(scale, np.float32), zeros],
+                         axis=axis)
 
     def layer_bias(self, step: Step) -> list[str]:
         """No name where there is no bias; int32 on the accumulator's grid for an integer layer, else floats."""
@@ -112,7 +116,8 @@ class GraphWriter:
             return [self.float_of(bias)]
         scale = self.grid[x].scale.reshape(()) * self.grid[weight].scale.reshape(-1)
         integers = (bias.double() / scale.double()).round()
-        return [self.node("DequantizeLinear", [self.constant(integers, np.int32, share=False), self.constant(scale, np.float32)],
+        return [self.node("DequantizeLinear",
+                          [self.constant(integers, np.int32, share=False), self.constant(scale, np.float32)],
                           axis=0)]
 
     def result(self, name: str, part: int = 0) -> None:
@@ -137,7 +142,8 @@ class GraphWriter:
         from . import __version__
         outputs = self.program.outputs
         names = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
-        last = [helper.make_node("Identity", [self.float_of(value)], [name]) for value, name in zip(outputs, names, strict=True)]
+        last = [helper.make_node("Identity", [self.float_of(value)], [name])
+                for value, name in zip(outputs, names, strict=True)]
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, self._shape(value))
                 for value, name in zip(outputs, names, strict=True)]
         start = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", *self.program.image_shape])

@@ -12,11 +12,13 @@ from .program import Step, Value
 
 SIMPLE = {"sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "neg": "Neg", "abs": "Abs",
           "hardswish": "HardSwish", "erf": "Erf", "sin": "Sin", "cos": "Cos"}
-ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "matmul": "MatMul", "mm": "MatMul", "bmm": "MatMul"}
+ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "matmul": "MatMul", "mm": "MatMul",
+              "bmm": "MatMul"}
 
 
 def write(writer, step: Step) -> None:
-    """Write one step. Raises ValueError for an operation that is not in the table, or with arguments that ONNX lacks."""
+    """Write one step. Raises ValueError for an operation that is not in the table,
+    or with arguments that ONNX lacks."""
     if step.name in SIMPLE:
         writer.result(writer.node(SIMPLE[step.name], [writer.float_of(step.args[0])]))
     elif step.name in ARITHMETIC:
@@ -46,7 +48,8 @@ def _convolution(writer, step: Step) -> None:
         inputs += [writer.float_of(bias)] if bias is not None else []
         writer.result(writer.node("ConvTranspose", inputs, output_padding=output_padding, **attributes))
         return
-    writer.result(writer.node("Conv", [writer.float_of(x), writer.layer_weight(weight, 0), *writer.layer_bias(step)], **attributes))
+    writer.result(writer.node("Conv", [writer.float_of(x), writer.layer_weight(weight, 0), *writer.layer_bias(step)],
+                              **attributes))
 
 
 def _grouped_transposed(writer, step: Step) -> str:
@@ -71,7 +74,8 @@ def _transposed_weight(writer, step: Step) -> None:
 
 
 def _clamp(low, high):
-    """Bounds as ONNX's Clip wants them; on integers the bounds' own integers, and nothing where the grid ends anyway."""
+    """Bounds as ONNX's Clip wants them; on integers the bounds' own integers,
+    and nothing where the grid ends anyway."""
     def on_integers(writer, name, quantizer):
         ends = [int(quantizer.integers(_tensor(b, quantizer))) if b is not None else None for b in (low, high)]
         bottom = quantizer.quant_min if ends[0] is None else ends[0]
@@ -105,7 +109,8 @@ def _extreme(kind: str):
         def on_integers(name, quantizer):
             return writer.node(kind, [name, writer.constant(quantizer.integers(other), np.uint8)])
         if isinstance(other, Tensor):
-            writer.same_grid(step, on_integers, lambda name: writer.node(kind, [name, writer.constant(other, np.float32)]))
+            writer.same_grid(step, on_integers,
+                             lambda name: writer.node(kind, [name, writer.constant(other, np.float32)]))
         else:
             writer.result(writer.node(kind, [writer.float_of(first), writer.float_of(other)]))
     return write
@@ -113,7 +118,8 @@ def _extreme(kind: str):
 
 def _max_pool(writer, step: Step) -> None:
     _, kernel, stride, padding, dilation, ceil = step.args
-    attributes = {"kernel_shape": kernel, "strides": stride or kernel, "pads": [*padding, *padding] * (len(kernel) // len(padding)),
+    attributes = {"kernel_shape": kernel, "strides": stride or kernel,
+                  "pads": [*padding, *padding] * (len(kernel) // len(padding)),
                   "dilations": list(dilation) * (len(kernel) // len(dilation)), "ceil_mode": int(ceil)}
     writer.same_grid(step, lambda name, _: writer.node("MaxPool", [name], **attributes),
                      lambda name: writer.node("MaxPool", [name], **attributes))
@@ -147,7 +153,8 @@ def _mean(writer, step: Step) -> None:
     elif writer.opset < 18:
         writer.result(writer.node("ReduceMean", [writer.float_of(x)], axes=axes, keepdims=int(keep)))
     else:
-        writer.result(writer.node("ReduceMean", [writer.float_of(x), writer.constant(axes, np.int64)], keepdims=int(keep)))
+        writer.result(writer.node("ReduceMean", [writer.float_of(x), writer.constant(axes, np.int64)],
+                                  keepdims=int(keep)))
 
 
 def _batch_norm(writer, step: Step) -> None:
@@ -186,6 +193,7 @@ OPERATORS = onnx_shaping.OPERATORS | {
     "minimum": _extreme("Min"), "maximum": _extreme("Max"),
     "max_pool2d_with_indices": _max_pool, "avg_pool2d": _average_pool, "_adaptive_avg_pool2d": _adaptive_pool,
     "mean": _mean, "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm, "silu": _silu, "hardsigmoid": _hard_sigmoid, "leaky_relu": _leaky,
+    "_native_batch_norm_legit_no_training": _batch_norm, "silu": _silu, "hardsigmoid": _hard_sigmoid,
+    "leaky_relu": _leaky,
     "_softmax": _softmax,
 }

@@ -91,7 +91,8 @@ def latencies(sessions: dict, image_shape: Sequence[int], batch: int, *, rounds:
     return times
 
 
-def peak_memory(path: Path, image_shape: Sequence[int], batch: int, *, threads: int = 1, exact: bool = True) -> float | None:
+def peak_memory(path: Path, image_shape: Sequence[int], batch: int, *, threads: int = 1,
+                exact: bool = True) -> float | None:
     """MB that loading a file and running one batch add to a process of its own, at their peak; None where unknown."""
     if not Path("/proc/self/status").exists():
         return None

@@ -17,7 +17,8 @@ def shape_of(writer, value: Value) -> tuple[int, ...]:
 def _slice(writer, step: Step) -> None:
     _, axis, start, end, stride = step.args
     ends = [writer.constant([v], np.int64) for v in (start or 0, END if end is None else end, axis, stride)]
-    writer.same_grid(step, lambda name, _: writer.node("Slice", [name, *ends]), lambda name: writer.node("Slice", [name, *ends]))
+    writer.same_grid(step, lambda name, _: writer.node("Slice", [name, *ends]),
+                     lambda name: writer.node("Slice", [name, *ends]))
 
 
 def _select(writer, step: Step) -> None:
@@ -29,7 +30,8 @@ def _select(writer, step: Step) -> None:
 
 def _reshape(writer, step: Step) -> None:
     shape = writer.constant(step.shape, np.int64)
-    writer.same_grid(step, lambda name, _: writer.node("Reshape", [name, shape]), lambda name: writer.node("Reshape", [name, shape]))
+    writer.same_grid(step, lambda name, _: writer.node("Reshape", [name, shape]),
+                     lambda name: writer.node("Reshape", [name, shape]))
 
 
 def _permute(writer, step: Step) -> None:
@@ -52,8 +54,11 @@ def _pad(writer, step: Step) -> None:
         pads[:, rank - 1 - i] = amounts[2 * i:2 * i + 2]
     where, mode = writer.constant(pads.reshape(-1)), "reflect" if step.name == "reflection_pad2d" else "constant"
     fill = [] if mode == "reflect" else [writer.constant(value, np.float32)]
-    writer.same_grid(step, lambda name, q: writer.node("Pad", [name, where, *([writer.grid_constants(q)[1]] if fill else [])], mode=mode),
-                     lambda name: writer.node("Pad", [name, where, *fill], mode=mode))
+
+    def on_integers(name: str, quantizer) -> str:
+        zero = [writer.grid_constants(quantizer)[1]] if fill else []
+        return writer.node("Pad", [name, where, *zero], mode=mode)
+    writer.same_grid(step, on_integers, lambda name: writer.node("Pad", [name, where, *fill], mode=mode))
 
 
 def _concatenate(writer, step: Step) -> None:

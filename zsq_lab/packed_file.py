@@ -105,10 +105,12 @@ def _weight(name: str, layer: QuantLayer, stored: dict[str, Tensor]) -> dict[str
 
 
 def _rest(student: nn.Module) -> list[str]:
-    """State that is neither a quantized weight, nor a quantizer's, nor the memory of a folded BatchNorm: biases mostly."""
+    """State that is neither a quantized weight, nor a quantizer's, nor the memory of a folded BatchNorm:
+    biases mostly."""
     packed = {f"{name}.layer.weight" for name in quant_layers(student)}
     memory = tuple(f"{name}." for name, m in student.named_modules() if isinstance(m, FoldedBatchNorm))
-    quantizers = tuple(f"{name}.{part}" for name in quant_layers(student) for part in ("weight_quantizer.", "input_quantizers."))
+    quantizers = tuple(f"{name}.{part}" for name in quant_layers(student)
+                       for part in ("weight_quantizer.", "input_quantizers."))
     return [key for key in student.state_dict() if key not in packed and not key.startswith((*memory, *quantizers))]
 
 

@@ -40,8 +40,8 @@ def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     integer_range(bits, symmetric=False)
     expected = packed_bytes(count, bits)
     if data.dtype != np.uint8 or data.shape != (expected,):
-        raise ValueError(f"{count} codes of {bits} bits are {expected} bytes, got {data.dtype} {list(data.shape)}: the file "
-                         "is damaged, or the width is another")
+        raise ValueError(f"{count} codes of {bits} bits are {expected} bytes, got {data.dtype} {list(data.shape)}: the "
+                         "file is damaged, or the width is another")
     if bits > 8:
         return data[:count].astype(np.uint16) | _unpack(data[count:], bits - 8, count).astype(np.uint16) << 8
     return _unpack(data, bits, count)

@@ -30,7 +30,8 @@ def foundation() -> Iterator[Item]:
 
 def cifar10() -> Iterator[Item]:
     """The recipes that make images and the references, side by side under one protocol; the lab's best also longer."""
-    recipes = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "zs-cgan-paper", "zaq-paper", "gznq-finetuned", "gznq")
+    recipes = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "zs-cgan-paper", "zaq-paper", "gznq-finetuned",
+               "gznq")
     for seed in SEEDS:
         for recipe in recipes:
             yield from (Item(RESNET, recipe, bits, bits, seed=seed) for bits in (4, 3, 5))

@@ -30,8 +30,8 @@ INPUT = Value(-1)
 class Step:
     """One operation: ATen's name without in-place underscore, or QUANTIZE; all arguments in the order of its schema.
 
-    args: nested lists of Values, constant tensors, numbers, None. options: arguments that the schema takes by keyword only
-    (`alpha` of a sum). shape: of the (first) result, the batch as -1.
+    args: nested lists of Values, constant tensors, numbers, None. options: arguments that the schema takes by keyword
+    only (`alpha` of a sum). shape: of the (first) result, the batch as -1.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Writing the program of a model down, by watching one forward pass.
 
-A pass is seen where PyTorch itself ends up whatever the model's code looks like: at the ATen operators (functional calls,
-methods, subclassed layers and in-place updates all become the same few dozen). Quantizers are kept in one piece.
+A pass is seen where PyTorch itself ends up whatever the model's code looks like: at the ATen operators (functional
+calls, methods, subclassed layers and in-place updates all become the same few dozen). Quantizers are kept in one piece.
 """
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,10 @@ class _Recorder(TorchDispatchMode):
             return
         function = getattr(getattr(torch.ops.aten, name, None), func._overloadname, None)
         if function is None:
-            raise ValueError(f"the model uses {func}, which changes a tensor in a way that cannot be written down as a step: "
-                             "write it without in-place operations")
-        if func is torch.ops.aten.mean.dim and not arguments[2] and sorted(a % len(shape) for a in arguments[1] or ()) == [2, 3]:
+            raise ValueError(f"the model uses {func}, which changes a tensor in a way that cannot be written down as a "
+                             "step: write it without in-place operations")
+        if func is torch.ops.aten.mean.dim and not arguments[2] and sorted(a % len(shape)
+                                                                           for a in arguments[1] or ()) == [2, 3]:
             # A mean over all positions is pooling, and then a change of shape that only moves numbers.
             pooled = (-1, shape[1], 1, 1)
             pool = Step(name, (self.value[id(read[0])], arguments[1], True), pooled, function, options=kwargs)
@@ -75,8 +76,8 @@ class _Recorder(TorchDispatchMode):
 
     def check_fresh(self, arguments, reader: str) -> None:
         if any(id(t) in self.stale for t in tensors(arguments)):
-            raise ValueError(f"{reader} reads a tensor of which a view was changed in place, or a view of one that was: write "
-                             "that update without in-place operations")
+            raise ValueError(f"{reader} reads a tensor of which a view was changed in place, or a view of one that "
+                             "was: write that update without in-place operations")
 
     def outdate(self, changed: Tensor) -> None:
         place = changed.untyped_storage().data_ptr()
@@ -108,10 +109,12 @@ def record(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
     """The program of a model in eval mode, for batches of any size; shares nothing with the model but its quantizers.
 
     The program is run beside the model on batches of two sizes: a model that computes otherwise (because it depends on
-    the batch's size or on the values in it) is refused with a ValueError, as are operations that cannot be written down.
+    the batch's size or on the values in it) is refused with a ValueError,
+    as are operations that cannot be written down.
     """
     parameter = next(model.parameters(), torch.zeros(()))
-    noise = torch.randn(5, *image_shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    noise = torch.randn(5, *image_shape, generator=torch.Generator().manual_seed(0)).to(parameter.device,
+                                                                                        parameter.dtype)
     modes = {m: m.training for m in model.modules()}
     model.eval()
     example = noise[:2].clone()
@@ -134,8 +137,8 @@ def record(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
             except RuntimeError as error:
                 raise ValueError(f"the model cannot be written down for batches of any size: {error}") from error
             if not all(same):
-                raise ValueError("the recorded program computes something else than the model: does it depend on the size of "
-                                 "the batch, or on the values in it?")
+                raise ValueError("the recorded program computes something else than the model: does it depend on the "
+                                 "size of the batch, or on the values in it?")
     finally:
         for handle in handles:
             handle.remove()

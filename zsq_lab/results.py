@@ -24,17 +24,19 @@ from .transfer import disk_errors
 ON_IMAGENET = ("imagenet_evaluate", "efficientnet_lite")  # files that measure networks of ImageNet
 PACKAGE = Path(__file__).resolve().parent
 FOLDER = PACKAGE.parent / "data" / "results"
-COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "seed",
+COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget",
+           "seed",
            "fp_accuracy", "accuracy", "drop", "seconds", "bytes", "n_test", "threads", "torch", "machine")
-SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "n_test")
+SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget",
+           "n_test")
 
 
 @dataclass(frozen=True)
 class Item:
     """One measurement: a network, a recipe and its settings.
 
-    n_test: the first so many test images, None for all. size_budget: mixed precision, the weights' share of their size in
-    32-bit floats; weight_bits is then the average that it allows, rounded (`Item.mixed`).
+    n_test: the first so many test images, None for all. size_budget: mixed precision, the weights' share of their size
+    in 32-bit floats; weight_bits is then the average that it allows, rounded (`Item.mixed`).
     """
 
     model: str
@@ -51,7 +53,8 @@ class Item:
     @classmethod
     def mixed(cls, model: str, recipe: str, size_budget: float, activation_bits: int, **more) -> "Item":
         """An item of mixed precision: each layer gets its own weight bits."""
-        return cls(model, recipe, min(16, max(2, round(32 * size_budget))), activation_bits, size_budget=size_budget, **more)
+        return cls(model, recipe, min(16, max(2, round(32 * size_budget))), activation_bits, size_budget=size_budget,
+                   **more)
 
     def digest(self) -> str:
         """16 hex digits that name the result's file."""
@@ -96,14 +99,15 @@ def code_version(recipe: str, reads: tuple[str, ...] = CLASSIFICATION.reads) -> 
 
 @cache
 def _syntax(source: str, homes: frozenset[str]) -> tuple[set[str], str]:
-    """The module's own files that a source imports, and its syntax; where the table of recipes is, less the table and the
-    imports of their `homes`, or every new recipe would change all others."""
+    """The module's own files that a source imports, and its syntax; where the table of recipes is, less the table and
+    the imports of their `homes`, or every new recipe would change all others."""
     tree = ast.parse(source)
     tree.body = [node for node in tree.body
                  if not homes or not _imported(node) & homes and not ast.unparse(node).startswith("RECIPES")]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value,
+                                                                                            ast.Constant):
             body[0].value.value = ""  # a docstring decides no number
     return set().union(*map(_imported, tree.body)), ast.dump(tree)
 
@@ -143,7 +147,8 @@ def write_text(file: Path, text: str) -> None:
 
 
 def read(file: Path) -> tuple[Item, dict] | None:
-    """The item in a result's file and its row (all of COLUMNS); None, with a warning that names the file, if damaged."""
+    """The item in a result's file and its row (all of COLUMNS); None, with a warning that names the file,
+    if damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         row = vars(item := Item(**content["item"])) | content["measured"]

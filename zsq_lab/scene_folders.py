@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .cifar10 import DataError
 
-CAMVID_CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+CAMVID_CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
+                  "bicyclist")
 BCCD_CLASSES = ("RBC", "WBC", "Platelets")
 UNLABELLED = 255  # in a mask: ignored in training and in every metric
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -55,12 +56,13 @@ def read_camvid(folder: Path, split: str, *, classes: int = len(CAMVID_CLASSES),
     places = [(folder / split / "images", folder / split / "masks"), (folder / split, folder / f"{split}annot")]
     found = next(((images, masks) for images, masks in places if images.is_dir() and masks.is_dir()), None)
     if found is None:
-        raise DataError(f"{folder} has no split '{split}': expected {split}/images and {split}/masks, or {split} and {split}annot")
+        raise DataError(f"{folder} has no split '{split}': expected {split}/images and {split}/masks, or {split} "
+                        f"and {split}annot")
     images, masks = (_files(place) for place in found)
     if unpaired := sorted(set(images) ^ set(masks)):
         have, lack = ("mask", "image") if unpaired[0] in masks else ("image", "mask")
-        raise DataError(f"{(images | masks)[unpaired[0]]} is {_a(have)} without {_a(lack)} of the same name: add it, or remove "
-                        f"the file ({len(unpaired)} such files)")
+        raise DataError(f"{(images | masks)[unpaired[0]]} is {_a(have)} without {_a(lack)} of the same name: add it, "
+                        f"or remove the file ({len(unpaired)} such files)")
     if not images:
         raise DataError(f"{found[0]} has no images: expected files that end in {', '.join(IMAGE_TYPES)}")
     pairs = [_camvid_pair(images[name], masks[name], classes, unlabelled, size) for name in sorted(images)]
@@ -118,19 +120,21 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _camvid_pair(image_file: Path, mask_file: Path, classes: int, unlabelled: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _camvid_pair(image_file: Path, mask_file: Path, classes: int, unlabelled: int,
+                 size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     image, mask = _open(image_file).convert("RGB"), _open(mask_file)
     if mask.mode not in ("L", "P"):
         raise DataError(f"{mask_file} has mode {mask.mode}: expected one channel of class indices (mode L or P)")
     if image.size != mask.size:
-        raise DataError(f"{mask_file} is {mask.size[0]}x{mask.size[1]} pixels, its image {image.size[0]}x{image.size[1]}")
+        raise DataError(f"{mask_file} is {mask.size[0]}x{mask.size[1]} pixels, its image "
+                        f"{image.size[0]}x{image.size[1]}")
     if image.size != size:
         image, mask = image.resize(size, Image.Resampling.BOX), mask.resize(size, Image.Resampling.NEAREST)
     indices = np.array(mask)
     unknown = sorted(set(np.unique(indices).tolist()) - {*range(classes), unlabelled, UNLABELLED})
     if unknown:
-        raise DataError(f"{mask_file} has unknown class indices {', '.join(map(str, unknown[:5]))}: expected 0 to {classes - 1}, or "
-                        f"{unlabelled} for unlabelled")
+        raise DataError(f"{mask_file} has unknown class indices {', '.join(map(str, unknown[:5]))}: expected 0 to "
+                        f"{classes - 1}, or {unlabelled} for unlabelled")
     indices[indices >= classes] = UNLABELLED
     return _pixels(image), torch.from_numpy(indices)
 

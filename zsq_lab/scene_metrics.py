@@ -1,7 +1,8 @@
 """How good masks and boxes are: mIoU and mAP of torchmetrics, on what a network says about scenes.
 
-mIoU: per class, intersection over union of all test pixels together, then the mean over the classes; unlabelled pixels do
-not count. mAP: average precision by pycocotools, the mean over the classes, at IoU 0.5 and averaged over 0.5, 0.55 ... 0.95.
+mIoU: per class, intersection over union of all test pixels together, then the mean over the classes; unlabelled pixels
+do not count. mAP: average precision by pycocotools, the mean over the classes, at IoU 0.5 and averaged over 0.5,
+0.55 ... 0.95.
 Evaluating reads and never writes: no range, no statistic, no mode changes.
 """
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ BATCH = 16
 
 
 @torch.inference_mode()
-def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset, progress: bool = False) -> Iterator[tuple[Scenes, object]]:
+def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset,
+            progress: bool = False) -> Iterator[tuple[Scenes, object]]:
     """Batches of scenes, each with what the model (in eval mode) says about it."""
     device = next(model.parameters()).device
     starts = range(0, len(scenes), BATCH)

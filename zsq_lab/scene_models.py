@@ -1,8 +1,9 @@
 """The two small networks of the dense tasks: one pyramid, a mask on top of it or boxes.
 
-`Pyramid` goes down to a sixteenth of the image in residual blocks (He et al. 2016) and comes back up to a quarter, adding
-at each level what lay there on the way down (Lin et al. 2017). `Segmenter` scores every pixel, `Detector` every location
-of the quarter-size grid, without anchors (FCOS, Tian et al. 2019). Plain PyTorch: nothing here knows of quantization.
+`Pyramid` goes down to a sixteenth of the image in residual blocks (He et al. 2016) and comes back up to a quarter,
+adding at each level what lay there on the way down (Lin et al. 2017). `Segmenter` scores every pixel, `Detector` every
+location of the quarter-size grid, without anchors (FCOS, Tian et al. 2019). Plain PyTorch:
+nothing here knows of quantization.
 """
 import math
 
@@ -37,7 +38,8 @@ class Block(nn.Module):
 class Pyramid(nn.Module):
     """Images [N, 3, H, W] to features at a half [N, 16, H/2, W/2] and at a quarter [N, 32, H/4, W/4] of their size.
 
-    The quarter has seen the whole image: the blocks at a sixteenth are dilated, so that one position sees far around it.
+    The quarter has seen the whole image: the blocks at a sixteenth are dilated,
+    so that one position sees far around it.
     """
 
     def __init__(self):
@@ -83,8 +85,8 @@ class Segmenter(nn.Module):
 class Detector(nn.Module):
     """Images [N, 3, H, W] to {"classes": logits [N, classes, H/4, W/4], "boxes": [N, 4, H/4, W/4]}.
 
-    boxes: logarithms of the distances, in units of `STRIDE`, from the centre of a location to the left, upper, right and
-    lower side of its box. What is a class logit is read through a sigmoid: each class for itself.
+    boxes: logarithms of the distances, in units of `STRIDE`, from the centre of a location to the left, upper, right
+    and lower side of its box. What is a class logit is read through a sigmoid: each class for itself.
     """
 
     def __init__(self, num_classes: int = 3):

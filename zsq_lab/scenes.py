@@ -1,7 +1,7 @@
 """Scenes with masks or boxes: CamVid and cells where they are present, scenes that the lab draws where they are not.
 
-Your own data works the same way: a folder laid out as CamVid or as Pascal VOC (`scene_folders` reads both). Introduced in
-notebook 08.
+Your own data works the same way: a folder laid out as CamVid or as Pascal VOC (`scene_folders` reads both). Introduced
+in notebook 08.
 """
 import os
 import sys
@@ -17,36 +17,43 @@ from .cifar10 import DataError
 from .data import Dataset, search_folders
 from .scene_folders import BCCD_CLASSES, CAMVID_CLASSES, UNLABELLED, Boxes, Scenes, read_camvid, read_voc
 
-__all__ = ["UNLABELLED", "Boxes", "SceneDataset", "Scenes", "embedded_scenes", "find_bccd", "find_camvid", "find_scenes"]
+__all__ = ["UNLABELLED", "Boxes", "SceneDataset", "Scenes", "embedded_scenes", "find_bccd", "find_camvid",
+           "find_scenes"]
 SCENE_SIZE, TRAIN_SCENES, TEST_SCENES = 96, 6000, 500
 # Mean and deviation of each channel, pixels in 0..1
-COLOURS = {"camvid": ((0.412, 0.425, 0.432), (0.301, 0.305, 0.301)), "bccd": ((0.742, 0.702, 0.718), (0.063, 0.104, 0.077)),
+COLOURS = {"camvid": ((0.412, 0.425, 0.432), (0.301, 0.305, 0.301)),
+           "bccd": ((0.742, 0.702, 0.718), (0.063, 0.104, 0.077)),
            "embedded": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))}
 
 
 class SceneDataset(Dataset):
     """As `data.Dataset`, with `Scenes` as its splits and images of its own shape."""
 
-    def __init__(self, name: str, classes: tuple[str, ...], image_shape: tuple[int, int, int], load: Callable[[str], Scenes]):
+    def __init__(self, name: str, classes: tuple[str, ...], image_shape: tuple[int, int, int],
+                 load: Callable[[str], Scenes]):
         super().__init__(name, classes, *COLOURS[name], load)
         self.image_shape = image_shape
 
 
 def find_camvid(folder: Path | None = None) -> SceneDataset:
-    """CamVid, or a folder laid out like it; None: $ZSQ_CAMVID, or `camvid` in the lab's data folders. DataError if absent."""
+    """CamVid, or a folder laid out like it; None: $ZSQ_CAMVID, or `camvid` in the lab's data folders.
+    DataError if absent."""
     root = _find("camvid", folder)
     return SceneDataset("camvid", CAMVID_CLASSES, (3, 180, 240), lambda split: _joined(read_camvid, root, split))
 
 
 def find_bccd(folder: Path | None = None) -> SceneDataset:
-    """Blood cells (BCCD), or a Pascal VOC folder with the same classes; None: $ZSQ_BCCD, or `bccd` in the data folders."""
+    """Blood cells (BCCD), or a Pascal VOC folder with the same classes; None: $ZSQ_BCCD,
+    or `bccd` in the data folders."""
     root = _find("bccd", folder)
-    return SceneDataset("bccd", BCCD_CLASSES, (3, 192, 256), lambda split: _joined(read_voc, root, split, drop_empty=True))
+    return SceneDataset("bccd", BCCD_CLASSES, (3, 192, 256),
+                        lambda split: _joined(read_voc, root, split, drop_empty=True))
 
 
 @cache
 def embedded_scenes(kind: str) -> SceneDataset:
-    """Scenes that the lab draws, with masks of what is a shape (kind "masks") or boxes of the ten shapes (kind "boxes")."""
+    """Scenes that the lab draws, with masks of what is a shape (kind "masks")
+    or boxes of the ten shapes (kind "boxes")."""
     def draw(split: str) -> Scenes:
         images, masks, boxes = _drawn(split)
         return Scenes(images, masks.clamp(max=1) if kind == "masks" else boxes)
@@ -55,10 +62,11 @@ def embedded_scenes(kind: str) -> SceneDataset:
 
 
 def find_scenes(real: str, kind: str, profile: str | None = None, folder: Path | None = None) -> SceneDataset:
-    """Scenes of a profile, `real` ("camvid" or "bccd") or "embedded"; None: the real ones where present, else the embedded
-    ones and one line on standard error. kind: "masks" or "boxes".
+    """Scenes of a profile, `real` ("camvid" or "bccd") or "embedded"; None: the real ones where present, else the
+    embedded ones and one line on standard error. kind: "masks" or "boxes".
 
-    Raises ValueError for an unknown profile, DataError where the real ones are asked for by name, or by folder, and absent.
+    Raises ValueError for an unknown profile, DataError where the real ones are asked for by name, or by folder,
+    and absent.
     """
     if profile not in (None, real, "embedded"):
         raise ValueError(f"unknown profile '{profile}' for {kind}: expected {real} or embedded")
@@ -101,6 +109,6 @@ def _find(name: str, folder: Path | None) -> Path:
     candidates = [Path(chosen).expanduser()] if chosen else [place / name for place in search_folders()]
     found = next((place for place in candidates if place.is_dir()), None)
     if found is None:
-        raise DataError(f"{name} is not in any of these folders: {', '.join(map(str, candidates))}. Put it there, or name its "
-                        f"folder in the environment variable ZSQ_{name.upper()}")
+        raise DataError(f"{name} is not in any of these folders: {', '.join(map(str, candidates))}. Put it there, or "
+                        f"name its folder in the environment variable ZSQ_{name.upper()}")
     return found

@@ -5,9 +5,9 @@ Every item is claimed by a file beside its result (`claims`), so that two sweeps
 What is made once per network, recipe and seed (images, generators) lies in a shared folder: one item of a group goes
 first, the others find it there.
 
-On 10,000 items and 200 nodes: an item is minutes of work and one submission of half a kilobyte; at 10 minutes an item the
-scheduler sees 20 ends a minute, Dask alone takes thousands a second. The folder holds 10,000 results of about 1 kB, plus
-at most 200 claims, and a claim is touched every 30 seconds: 7 small writes a second on the shared disk.
+On 10,000 items and 200 nodes: an item is minutes of work and one submission of half a kilobyte; at 10 minutes an item
+the scheduler sees 20 ends a minute, Dask alone takes thousands a second. The folder holds 10,000 results of about 1 kB,
+plus at most 200 claims, and a claim is touched every 30 seconds: 7 small writes a second on the shared disk.
 Listing the folder is one call for all items, not one each. Simulated: 10,000 items that do nothing take this program
 6 seconds and 30 MB beyond its imports, and leave 10,001 files; of a sweep of 100 real items of 3 seconds 0.2 % passed
 outside the items (299.5 seconds, 298.8 of them inside `run`; `sweep --recipes rtn-bn --n-test 200 --seeds 0 ... 19`).
@@ -163,7 +163,8 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
         torch.set_num_threads(before)
     report = result.report
     return {"fp_accuracy": round(full, 2), "accuracy": round(measured, 2), "drop": round(full - measured, 2),
-            "seconds": round(report["seconds"], 1), "bytes": report["bytes_after"], "n_test": min(len(test), item.n_test or len(test)),
+            "seconds": round(report["seconds"], 1), "bytes": report["bytes_after"],
+            "n_test": min(len(test), item.n_test or len(test)),
             "threads": report["threads"], "torch": report["versions"]["torch"],
             "machine": f"{platform.machine()} {report['device']}"}
 

@@ -1,8 +1,8 @@
 """The one place that imports torchvision, so that a torchvision whose compiled part does not load is survived.
 
 CPU builds of PyTorch beside the torchvision of another index fail at `import torchvision` with `operator
-torchvision::nms does not exist`: its compiled library was made for another PyTorch, so it declares no operators, and the
-Python part of torchvision then describes operators that are not there. Declared by hand, they let the import go on.
+torchvision::nms does not exist`: its compiled library was made for another PyTorch, so it declares no operators, and
+the Python part of torchvision then describes operators that are not there. Declared by hand, they let the import go on.
 """
 import importlib
 import re

@@ -65,7 +65,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
             x = F.interpolate(x, size=side(epoch), mode="bilinear", antialias=True)
         return F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels[chosen])
 
-    return run_epochs(model, optimizer, loss_of, len(images), epochs=epochs, batch_size=batch_size, peak=peak, seed=seed,
+    return run_epochs(model, optimizer, loss_of, len(images), epochs=epochs, batch_size=batch_size, peak=peak,
+                      seed=seed,
                       note=lambda epoch: f" at {side(epoch)}px", state_file=state_file, progress=progress)
 
 

@@ -1,8 +1,8 @@
 """Training of the full-precision networks for masks and boxes, from nothing, on scenes with annotations.
 
-AdamW on one cycle; random crops at random zoom, flips and colours (`scene_views`); most epochs see crops, the last fifth
-whole scenes. What they learn from is in `scene_losses`. State is saved after each epoch (`epochs`); the same command
-resumes and repeats the uninterrupted run.
+AdamW on one cycle; random crops at random zoom, flips and colours (`scene_views`); most epochs see crops, the last
+fifth whole scenes. What they learn from is in `scene_losses`. State is saved after each epoch (`epochs`); the same
+command resumes and repeats the uninterrupted run.
 """
 import json
 from dataclasses import dataclass, replace
@@ -26,7 +26,8 @@ WHOLE = 0.8  # share of the run after which whole scenes are shown
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is trained: epochs, batch size, crop (height, width), zoom of the crops, upside-down flips, rate."""
+    """How a network is trained: epochs, batch size, crop (height, width), zoom of the crops, upside-down flips,
+    rate."""
 
     epochs: int
     batch_size: int
@@ -45,7 +46,8 @@ PLANS = {"camvid/segmenter": Plan(40, 8, (144, 192), (0.75, 1.6)),
 
 def train(model: nn.Module, scenes: Scenes, normalise, plan: Plan, *, classes: int, seed: int = 0,
           state_file: Path | None = None, progress: bool = True) -> dict:
-    """Train `model` in place on scenes with masks or boxes; returns {loss, seconds, epochs}. Resumes from `state_file`."""
+    """Train `model` in place on scenes with masks or boxes; returns {loss, seconds, epochs}.
+    Resumes from `state_file`."""
     with_masks, size = isinstance(scenes.targets, Tensor), tuple(scenes.images.shape[2:])
     weights = class_weights(scenes.targets, classes) if with_masks else None
     crops = {"crop": plan.crop, "zoom": plan.zoom}
@@ -65,7 +67,8 @@ def train(model: nn.Module, scenes: Scenes, normalise, plan: Plan, *, classes: i
 
 
 def warm_start(network: nn.Module, name: str, start: Path) -> dict:
-    """Give `network` the weights of a checkpoint, or its pyramid's if that is of another architecture; returns its facts.
+    """Give `network` the weights of a checkpoint, or its pyramid's if that is of another architecture;
+    returns its facts.
 
     Raises ValueError where the file is missing, damaged, or of a network without such a pyramid.
     """
@@ -87,8 +90,8 @@ def train_scene_checkpoint(name: str, dataset: SceneDataset, out: Path, *, epoch
                            peak: float | None = None, start: Path | None = None) -> dict:
     """Train the network of a full name, write checkpoint (half precision) and card, return the facts that both state.
 
-    epochs, peak: other than in `PLANS`. start: a checkpoint to go on from, by one more cycle; of a network for another task
-    its pyramid. Raises ValueError where `start` is missing or no checkpoint of scenes.
+    epochs, peak: other than in `PLANS`. start: a checkpoint to go on from, by one more cycle; of a network for another
+    task its pyramid. Raises ValueError where `start` is missing or no checkpoint of scenes.
     """
     plan = replace(PLANS[name], epochs=epochs or PLANS[name].epochs, peak=peak or PLANS[name].peak)
     task, earlier = task_of(name), {}

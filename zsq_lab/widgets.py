@@ -1,4 +1,5 @@
-"""Widgets of the notebooks: sliders over pictures and sentences that are all made beforehand, so that moving is instant.
+"""Widgets of the notebooks: sliders over pictures and sentences that are all made beforehand,
+so that moving is instant.
 
 Core ipywidgets updated by `observe`: the state that a slider sets can be read, tested and compared.
 """
@@ -53,7 +54,8 @@ def accuracy_explorer(table: pd.DataFrame, own: pd.DataFrame | None = None,
     models, recipes = (list(dict.fromkeys(table[column])) for column in ("model", "recipe"))
     acts = [SAME, *sorted(int(bits) for bits in table["activation_bits"].unique())]
     model = widgets.SelectMultiple(options=models, value=models[:1], description="models", rows=min(4, len(models) + 1))
-    recipe = widgets.SelectMultiple(options=recipes, value=recipes[:3], description="recipes", rows=min(8, len(recipes) + 1))
+    recipe = widgets.SelectMultiple(options=recipes, value=recipes[:3], description="recipes",
+                                    rows=min(8, len(recipes) + 1))
     act = widgets.Dropdown(options=acts, value=SAME, description="activations")
     value = widgets.ToggleButtons(options=["drop", "accuracy"], value="drop", description="show")
     figure, made = widgets.Image(format="png"), widgets.Image(format="png")
@@ -69,7 +71,8 @@ def accuracy_explorer(table: pd.DataFrame, own: pd.DataFrame | None = None,
         chart, words = accuracy_against_bits(rows, value, any_activations=True)
         means = over_seeds(rows, value)
         means["spread"], means["kB"] = means["high"] - means["low"], means["bytes"] / 1000
-        shown = means[["model", "recipe", "weight_bits", "activation_bits", "convention", "budget", "mean", "spread", "seeds",
+        shown = means[["model", "recipe", "weight_bits", "activation_bits", "convention", "budget", "mean", "spread",
+                       "seeds",
                        "kB", "seconds"]].rename(columns={"mean": value})
         return png(chart), words, shown.to_html(index=False, float_format=lambda x: f"{x:.1f}", border=0)
 
@@ -82,5 +85,6 @@ def accuracy_explorer(table: pd.DataFrame, own: pd.DataFrame | None = None,
     for control in (model, recipe, act, value):
         control.observe(update, names="value")
     update()
-    return widgets.VBox([widgets.HBox([model, recipe, widgets.VBox([act, value])]), widgets.HBox([figure, made]), sentence,
+    return widgets.VBox([widgets.HBox([model, recipe, widgets.VBox([act, value])]), widgets.HBox([figure, made]),
+                         sentence,
                          numbers])

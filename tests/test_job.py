@@ -1,0 +1,89 @@
+"""What a recipe works with: budgets by the size of the images, ranges, samples of a pool,
+fingerprints of all that decides."""
+import pytest
+import torch
+from networks import IMAGE, TINY, Residual, awaken, images
+from torch import Tensor, nn
+
+from zsq_lab.job import BUDGETS, LARGE_BUDGETS, Job, fingerprint, learning_rate, named_budget, pool_sampler
+from zsq_lab.layers import QuantConfig, convert, quant_layers
+from zsq_lab.resume import RunState
+from zsq_lab.tasks import CLASSIFICATION, SEGMENTATION
+
+
+def job(folder=None, **more) -> Job:
+    teacher, student = convert(awaken(Residual()), QuantConfig(4, 4), IMAGE)
+    return Job(teacher, student, QuantConfig(4, 4), IMAGE, TINY, 0, run=RunState(folder), **more)
+
+
+def test_learning_rate_falls_with_the_width():
+    rates = [learning_rate(QuantConfig(bits, 8)) for bits in (2, 3, 4, 5, 8)]
+    assert rates == sorted(rates, reverse=True) and rates[0] > rates[2]
+    assert learning_rate(QuantConfig(8, 2)) == rates[0]
+
+
+def test_the_pool_gives_images_of_the_pool_mirrored_half_of_the_time():
+    pool = images(5)
+    batch = pool_sampler(pool, 400)(torch.Generator().manual_seed(0))
+    plain = (batch[:, None] == pool).flatten(2).all(2)
+    mirrored = (batch[:, None] == pool.flip(-1)).flatten(2).all(2)
+    assert (plain | mirrored).any(1).all() and 0.4 < plain.any(1).float().mean() < 0.6
+    assert (plain | mirrored).any(0).all()
+    assert pool_sampler(images(5, (7,)), 4)(torch.Generator().manual_seed(0)).shape == (4, 7)
+
+
+def test_the_fingerprint_is_of_all_that_decides_a_result():
+    """One weight, one statistic, one image, any setting, the network's structure: each gives another;
+    repeating does not."""
+    def print_of(*settings, model: nn.Module | None = None, x: Tensor | None = None) -> str:
+        return fingerprint(model or awaken(Residual()), *(settings or ("distilled", [3, 8, 8], 0)), images=x)
+
+    weight, statistic = awaken(Residual()), awaken(Residual())
+    with torch.no_grad():
+        weight.fc.weight[0, 0] += 1e-6
+        statistic.bn_a.running_mean[0] += 1e-6
+    strided = awaken(Residual())
+    strided.stem.stride = (1, 1)
+    other = images(4)
+    other[3, 2, 7, 7] += 1e-6
+    different = [print_of(), print_of(model=weight), print_of(model=statistic), print_of(model=strided),
+                 print_of(model=awaken(Residual(), seed=1)), print_of(x=images(4)), print_of(x=other),
+                 print_of("zs-cgan", [3, 8, 8], 0), print_of("distilled", [3, 8, 8], 1),
+                 print_of("distilled", [3, 9, 9], 0),
+                 print_of("distilled", [3, 8, 8], 0, {"bits": 4})]
+    assert len(set(different)) == len(different)
+    assert print_of() == print_of(model=awaken(Residual()).to(memory_format=torch.channels_last)) == different[0]
+    assert print_of(x=images(4)) == different[5] and len(different[0]) == 16
+
+
+def test_large_images_and_scenes_have_budgets_of_their_own():
+    assert named_budget("quick", (3, 32, 32), CLASSIFICATION) is BUDGETS["quick"]
+    assert named_budget("quick", (3, 128, 128), CLASSIFICATION) is LARGE_BUDGETS["quick"]
+    scenes = named_budget("quick", (3, 180, 240), SEGMENTATION)
+    assert scenes.images < BUDGETS["quick"].images and scenes.name == "quick"
+    with pytest.raises(ValueError, match="unknown budget 'huge': expected one of quick, standard, long"):
+        named_budget("huge", (3, 32, 32), CLASSIFICATION)
+
+
+def test_what_other_widths_can_use_lies_beside_the_run_and_is_named_by_what_decides_it(tmp_path):
+    assert job().shared("images", 1).folder is None, "without a folder nothing is kept"
+    own = job(tmp_path / "run")
+    first, same, other = (own.shared("images", n).folder for n in (1, 1, 2))
+    assert first == same != other and first.parent == tmp_path and first.name.startswith("images_")
+    assert len(own.reused) == 3 and own.shared("generator", 1).folder.name != first.name
+
+
+def test_noise_is_the_seeds_and_ranges_are_set_everywhere():
+    own = job()
+    assert torch.equal(own.noise(5), job().noise(5)) and own.noise(5).shape == (5, *IMAGE)
+    assert not torch.equal(own.noise(5), Job(own.teacher, own.student, own.config, IMAGE, TINY, 1).noise(5))
+    own.fit(own.noise(32))
+    with torch.no_grad():
+        assert own.student(images(4)).isfinite().all()
+    assert all(q.enabled for layer in quant_layers(own.student).values() for q in layer.input_quantizers)
+
+
+def test_stages_are_found_or_named():
+    assert job(stages=["conv_a"]).compared() == ["conv_a"] and job().compared()
+    with pytest.raises(ValueError, match="no layer 'nothing' to compare features at"):
+        job(stages=["conv_a", "nothing"]).compared()

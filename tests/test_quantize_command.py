@@ -1,0 +1,72 @@
+"""`quantize`: its answer, what it writes, and how it goes on after an interruption."""
+import json
+
+import pytest
+import torch
+from command_line import PROMISED, QUANTIZE, run
+
+from zsq_lab import data
+from zsq_lab.checkpoints import load_quantized
+from zsq_lab.job import BUDGETS, Budget
+from zsq_lab.resume import RunState
+
+
+def test_quantize_prints_one_json_object_with_the_promised_fields(capsys):
+    status, out, _ = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "-w", "8", "-a", "8", "--seed", "3", "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert PROMISED <= set(answer)
+    assert (answer["recipe"], answer["weight_bits"], answer["activation_bits"], answer["seed"]) == ("rtn-bn", 8, 8, 3)
+    assert (answer["convention"], answer["profile"], answer["n_test"]) == ("deployable", "embedded", 200)
+    assert answer["drop"] == pytest.approx(answer["fp_accuracy"] - answer["accuracy"], abs=1e-3)
+    assert answer["bytes_after"] < 0.35 * answer["bytes_before"]
+
+
+def test_the_text_answer_names_the_convention_beside_the_number(capsys):
+    status, out, _ = run(capsys, *QUANTIZE, "--recipe", "rtn-noise", "--convention", "literature", "--edge-bits", "8")
+    assert status == 0
+    assert "literature" in out and "first and last layer 8 bits" in out and "drop" in out
+
+
+def test_an_interrupted_command_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
+    """Ctrl-C is exit status 130 and one line; the same command again ends with the numbers of an unbroken run."""
+    def stop_at_fine_tuning(own, phase, state, *, now=False):
+        write(own, phase, state, now=True)
+        if phase == "finetune":
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 3, 3, 3, 4, 4))
+    command, write, answers = [*QUANTIZE, "--recipe", "distilled", "-w", "4", "-a", "4"], RunState.save, {}
+    for folder in ("unbroken", "broken"):
+        monkeypatch.setattr(data, "cache_folder", lambda folder=folder: tmp_path / folder)
+        if folder == "broken":
+            with monkeypatch.context() as patched:
+                patched.setattr(RunState, "save", stop_at_fine_tuning)
+                status, out, err = run(capsys, *command)
+            assert status == 130 and out == "" and err.strip().splitlines()[-1].endswith("zsq_lab: interrupted")
+            assert len(list(tmp_path.glob("broken/runs/distilled_*/finetune.pt"))) == 1
+        file = tmp_path / f"{folder}.safetensors"
+        status, out, _ = run(capsys, *command, "--out", str(file), "--json")
+        assert status == 0
+        answers[folder] = json.loads(out)["accuracy"], load_quantized(file)[0].state_dict()
+        assert not list(tmp_path.glob(f"{folder}/runs/distilled_*"))
+    assert answers["broken"][0] == answers["unbroken"][0]
+    assert all(torch.equal(value, answers["broken"][1][key]) for key, value in answers["unbroken"][1].items())
+
+
+def test_a_damaged_state_is_one_line_that_names_the_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path)
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 1, 1, 1, 4, 4))
+    run(capsys, *QUANTIZE, "--recipe", "zeroq", "--json")
+    file, = tmp_path.glob("runs/images_*/images.pt")
+    file.write_bytes(b"damaged")
+    status, out, err = run(capsys, *QUANTIZE, "--recipe", "zeroq")
+    assert status == 1 and out == "" and len(err.strip().splitlines()) == 1
+    assert str(file) in err and "delete it" in err
+
+
+def test_a_file_that_cannot_be_written_is_one_line_that_names_it(capsys, tmp_path):
+    (tmp_path / "small.partial").mkdir()  # in the way of the file that is renamed in the end
+    file = tmp_path / "small.safetensors"
+    status, out, err = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--out", str(file))
+    assert status == 1 and out == "" and err.strip().splitlines()[-1].startswith(f"zsq_lab: {file} could not be written: ")
