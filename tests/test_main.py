@@ -1,10 +1,17 @@
 """The command line as a whole: what there is, what is wrong in one line, answers on standard output alone."""
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import QUANTIZE, SWEEP, run
+
+from zsq_lab.__main__ import build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("arguments, named", [
@@ -60,3 +67,29 @@ def test_the_module_runs_as_a_program_and_leaves_stdout_to_the_answer():
     done = subprocess.run([sys.executable, "-m", "zsq_lab", "recipes", "--json"], capture_output=True, text=True,
                           timeout=120, check=True)
     assert json.loads(done.stdout)["recipes"]
+
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("data/**/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_that_a_page_names_is_one(page):
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"-m zsq_lab ([^`\n|]*)", text)
+    assert found or page.name != "README.md"
+    for command in found:
+        arguments = shlex.split(command.replace("NAME", "resnet20"))
+        if len(arguments) > 1:
+            build_parser().parse_args(arguments)  # exits where it is none
+        elif arguments != ["--help"]:  # only named
+            with pytest.raises(SystemExit) as stop:
+                build_parser().parse_args([*arguments, "--help"])
+            assert stop.value.code == 0, command
+
+
+def test_what_the_readme_links_to_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    places = re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"`((?:data|notebooks|tests|zsq_lab)/[\w./-]*)`", text)
+    assert len(places) > 5
+    for place in places:
+        assert (ROOT / place).exists() or place.startswith("data/cache"), place
