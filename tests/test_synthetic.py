@@ -7,8 +7,10 @@ from networks import IMAGE, TINY, Residual, awaken, images
 from torch import nn
 
 from zsq_lab import adversary, synthetic, zscgan
+from zsq_lab.checkpoints import load_model
 from zsq_lab.generators import ConditionalBatchNorm, Generator
 from zsq_lab.health import Stopped
+from zsq_lab.images import optimise_images
 from zsq_lab.job import Budget, Job
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 
@@ -122,3 +124,28 @@ def test_what_is_not_an_image_is_told_which_recipe_to_take():
     work.image_shape = (6,)
     with pytest.raises(ValueError, match=r"at least 4x4 pixels, got \(6,\): use recipe 'distilled'"):
         synthetic.zaq_paper(work)
+
+
+def shipped(name: str, config: QuantConfig) -> Job:
+    shape = (3, 32, 32)
+    teacher, student = convert(load_model(name)[0], config, shape)
+    return Job(teacher, student, config, shape, TINY, 0)
+
+
+@pytest.mark.parametrize("name, kept", [("cifar10/resnet20", True), ("cifar10/mobilenetv2", False)])
+def test_weights_are_equalized_where_that_does_not_cost(name, kept):
+    work = shipped(name, QuantConfig(4, 4))
+    made, _ = optimise_images(work.teacher, 32, work.image_shape, iterations=15)
+    teacher, before, plain = work.teacher, work.teacher(made), synthetic._first_error(work, made)
+    synthetic._equalize(work, made)
+    assert work.notes["equalized"] == kept
+    assert (work.teacher is teacher) != kept
+    torch.testing.assert_close(work.teacher(made), before, rtol=1e-3, atol=1e-3)  # the same function either way
+    assert synthetic._first_error(work, made) <= synthetic.MAY_COST * plain
+
+
+def test_kept_batchnorms_leave_nothing_to_equalize():
+    work = shipped("cifar10/resnet20", QuantConfig(4, 4, convention="literature"))
+    teacher, student = work.teacher, work.student
+    synthetic._equalize(work, torch.zeros(2, *work.image_shape))
+    assert work.teacher is teacher and work.student is student
