@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from zsq_lab.boxes import assign, decode, generalised_iou, iou, locations, to_boxes
+from zsq_lab.boxes import assign, decode, generalised_iou, iou, locations, suppress, to_boxes
 
 
 def boxes(*rows) -> torch.Tensor:
@@ -97,3 +97,10 @@ def test_the_decoder_keeps_the_surest_and_no_more_than_asked():
     assert len(found["boxes"]) == 5 and found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
     (nothing,) = decode(classes - 100, logs, 4)
     assert nothing["boxes"].shape == (0, 4) and nothing["labels"].dtype == torch.int64
+
+
+def test_what_is_suppressed_takes_nobodys_place():
+    """Three boxes on one thing and a less sure one elsewhere: asked for two, the decoder gives both things."""
+    own = boxes([0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 30, 30])
+    found = suppress(own, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), 0.05, 0.5, 2)
+    assert found["boxes"].tolist() == [[0, 0, 9, 9], [20, 20, 30, 30]]

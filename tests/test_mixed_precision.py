@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from zsq_lab import QuantConfig, quantize
 from zsq_lab.distill import output_loss
 from zsq_lab.layers import convert, quant_layers
-from zsq_lab.mixed_precision import assign_bits, pareto_front, sensitivity
+from zsq_lab.mixed_precision import _rounded, assign_bits, pareto_front, sensitivity
 from zsq_lab.quantizer import fake_quantize, integer_range, qparams_from_range
 from zsq_lab.ranges import search_ranges
 
@@ -74,3 +74,17 @@ def test_layer_bits_are_checked():
         QuantConfig(layer_bits={"fc": 1})
     with pytest.raises(ValueError, match="'nowhere', which is no layer"):
         convert(awaken(Residual()), QuantConfig(layer_bits={"nowhere": 4}), IMAGE)
+
+
+def test_an_assignment_may_fill_the_budget_to_the_last_bit():
+    front = pareto_front(torch.tensor([[1.0, 0.0]]), [10], (2, 4))
+    assert [front.assignment(bits) for bits in (20, 39.9, 40, 1000)] == [[2], [2], [4], [4]]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_output_channels_of_another_axis_are_rounded_each_for_itself(symmetric):
+    """As of transposed convolutions, whose weight is [in, out, ...]."""
+    weight = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6).view(1, 5, 1, 1)
+    expected = torch.cat([_rounded(weight[:, i:i + 1], 1, 3, symmetric) for i in range(5)], 1)
+    assert torch.equal(_rounded(weight, 1, 3, symmetric), expected)
+    assert torch.equal(_rounded(weight.transpose(0, 1), 0, 3, symmetric), expected.transpose(0, 1))
