@@ -94,3 +94,19 @@ def test_own_classes(cells, street):
     assert read_voc(cells, "test", classes=("dog", "cat")).targets[0].labels.tolist() == [1]
     scenes = read_camvid(street, "test", classes=12, unlabelled=99, size=SIZE)
     assert scenes.targets.max() == 11
+
+
+def test_masks_are_resized_without_mixing_their_indices(street):  # noqa: F811
+    """Halves of 0 and 10 have no class in between, whatever the size."""
+    halves = np.zeros((18, 24))
+    halves[:, 12:] = 10
+    for name in ("a", "b"):
+        picture(street / "test" / "masks" / f"{name}.png", halves)
+    for size in ((11, 7), (50, 40)):
+        assert read_camvid(street, "test", size=size).targets.unique().tolist() == [0, 10]
+
+
+def test_all_names_of_a_split_are_read_in_their_order(cells):  # noqa: F811
+    (cells / "ImageSets" / "Main" / "test.txt").write_text("three\none -1\n\ntwo\n")
+    annotate(cells, "one", BOX.format(4, 6, 9, 18, name="WBC"))
+    assert [target.labels.tolist() for target in read_voc(cells, "test").targets] == [[0, 1], [1], [0, 1]]
