@@ -16,7 +16,8 @@ from zsq_lab.graph import trace
 from zsq_lab.job import pool_sampler
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
-from zsq_lab.reconstruct import find_blocks, reconstruct
+from zsq_lab.blocks import find_blocks
+from zsq_lab.reconstruct import reconstruct
 from zsq_lab.zscgan import Settings, train_generator
 
 STEPS, BATCH = 3, 8

@@ -10,7 +10,7 @@ from zsq_lab.images import optimise_images
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.models import build
 from zsq_lab.precision import activation_bytes, checkpointed, economical, free_memory, has_bfloat16
-from zsq_lab.reconstruct import find_blocks
+from zsq_lab.blocks import find_blocks
 
 LARGE = (3, 128, 128)
 

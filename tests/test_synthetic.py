@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import IMAGE, TINY, Residual, awaken, images
+from networks import IMAGE, TINY, Mobile, Residual, awaken, images
 from torch import nn
 
 from zsq_lab import adversary, synthetic, zscgan
@@ -149,3 +149,16 @@ def test_kept_batchnorms_leave_nothing_to_equalize():
     teacher, student = work.teacher, work.student
     synthetic._equalize(work, torch.zeros(2, *work.image_shape))
     assert work.teacher is teacher and work.student is student
+
+
+@pytest.mark.parametrize("convention, known", [("deployable", (False, True)), ("literature", (None,))])
+def test_large_images_are_reconstructed_and_equalized_only_where_batchnorms_are_folded(convention, known):
+    shape, config = (3, 128, 128), QuantConfig(4, 8, convention=convention)
+    teacher, student = convert(awaken(Mobile()), config, shape)
+    work = Job(teacher, student, config, shape, replace(TINY, images=4, image_batch=4), 0)
+    synthetic.best(work)
+    assert work.notes.get("equalized") in known and work.notes["images"] == 4
+    with torch.inference_mode():
+        wanted, own = work.teacher(images(2, shape)), work.student(images(2, shape))
+        torch.testing.assert_close(wanted, teacher(images(2, shape)), rtol=1e-3, atol=1e-3)
+    assert (own - wanted).square().sum() < 0.1 * wanted.square().sum()

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .graph import LAYERS
 from .memory import is_large
-from .reconstruct import find_blocks
+from .blocks import find_blocks
 
 SHARE = 0.5  # of the free memory that a backward pass may keep its activations in
 

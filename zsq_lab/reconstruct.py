@@ -1,123 +1,134 @@
 """Block by block reconstruction (BRECQ, Li et al. 2021): each block learns to give the teacher's output, one after another.
 
-Only one block is trained at a time, on inputs that were computed once, so that memory and time of a step are a block's and
-not the network's. Its inputs are those that it will get, from the quantized blocks before it; in half of the places, drawn
-anew in each step, the teacher's (QDrop, Wei et al. 2022), so that it does not learn the errors of a few images by heart.
-Written from the papers' equations. Notebook 07 uses it at 224x224.
+Only one block is worked on at a time, on inputs that were computed once, so that memory and time are a block's and not the
+network's. Its inputs are those that it will get, from the quantized blocks before it. It starts from the best of three
+roundings that need no training (`best_start`), and learns which way each weight is rounded (`soft_rounding`), its biases,
+and all its scales (LSQ, Esser et al. 2020). Where activations are narrow, half of the input values, drawn anew in each step,
+are the teacher's (QDrop, Wei et al. 2022), so that a block does not learn the errors of a few images by heart. Written from
+the papers' equations. Notebook 07 uses it at 224x224.
 """
+import copy
 from collections.abc import Callable, Iterator
-from math import cos, isfinite, pi
+from contextlib import contextmanager
+from math import cos, isfinite, pi, prod
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .distill import parameter_groups, relative_error
-from .distributed import average_gradients, part
+from .blocks import block_inputs, block_outputs, chained, channels_last
+from .distributed import average_gradients, part, world
 from .health import Stopped
-from .layers import QuantLayer, quant_layers, restart_calls
+from .layers import QuantLayer, restart_calls
 from .resume import RunState
+from .soft_rounding import SoftRounding, annealed_beta, undecided
+from .starts import best_start, correct_bias, layers_of, set_weights
+from .tasks import relative_error
 
-TEACHERS_SHARE = 0.5  # of the input values that are the teacher's
-
-
-class _Reached(Exception):
-    """The forward pass has come as far as it must."""
-
-
-@torch.no_grad()
-def find_blocks(student: nn.Module, image_shape: tuple[int, ...], kinds: tuple[type, ...] = (QuantLayer,)) -> list[str]:
-    """Names of the modules that are reconstructed, in the order in which they run. kinds: what counts as a layer.
-
-    The parts of nested `nn.Sequential`s and of the model itself, down to the first module with code of its own: a residual
-    block is one, a convolution with its norm and activation is one. Left out is what is called more than once, or takes or
-    gives anything but one tensor; its layers keep the ranges that they have.
-    """
-    names = list(_parts(student, "", kinds))
-    modules, order, unfit = dict(student.named_modules()), [], set()
-
-    def seen(name):
-        def hook(_module, args, kwargs, output):
-            if name in order or kwargs or len(args) != 1 or not all(isinstance(t, Tensor) for t in (args[0], output)):
-                unfit.add(name)
-            order.append(name)
-        return hook
-
-    handles = [modules[name].register_forward_hook(seen(name), with_kwargs=True) for name in names]
-    try:
-        student(torch.zeros(2, *image_shape, device=next(student.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [name for name in dict.fromkeys(order) if name not in unfit]
-
-
-def _parts(module: nn.Module, prefix: str, kinds: tuple[type, ...]) -> Iterator[str]:
-    def holds(part: nn.Module) -> bool:
-        return any(isinstance(inner, kinds) for inner in part.modules())
-
-    for name, child in module.named_children():
-        if not holds(child):
-            continue
-        nested = isinstance(child, nn.Sequential) and any(holds(part) and not isinstance(part, kinds)
-                                                          for part in child.children())
-        if nested or isinstance(child, nn.ModuleList):
-            yield from _parts(child, f"{prefix}{name}.", kinds)
-        else:
-            yield f"{prefix}{name}"
+LEARNING_RATE = 0.005  # of the V that decide the roundings
+SCALE_RATE, BIAS_RATE = 0.1, 0.05  # times that: a scale's step relative to its own size, a bias's relative to their mean
+REGULARISER = 1.0  # its weight, where the block's error is measured in units of what rounding to nearest leaves
+TEACHERS_SHARE, NARROW = 0.5, 4  # of the input values that are the teacher's, where activations have so many bits or fewer
+POSITIONS = 28 * 28  # of an input, beyond which a batch holds fewer images: each has more places to learn from
 
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def reconstruct(student: nn.Module, teacher: nn.Module, images: Tensor, names: list[str], *, iterations: int,
-                learning_rate: float, batch_size: int = 16, seed: int = 0,
+                learning_rate: float = LEARNING_RATE, batch_size: int = 16, seed: int = 0,
                 on_block: Callable[[str, float, float], None] | None = None, progress: bool = False,
-                run: RunState | None = None) -> None:
-    """Train weights, biases and scales of the student's blocks in place, `iterations` steps each; ranges frozen again.
+                run: RunState | None = None, soft: float = 0.0) -> None:
+    """Train roundings, biases and scales of the student's blocks in place, `iterations` steps each; ranges frozen again.
 
-    student: ranges set. images: [N, ...], synthetic. names: `find_blocks`. learning_rate: Adam's, cosine to zero.
-    on_block(name, before, after) gets the block's relative error on all images. Raises `health.Stopped` when a loss stops
-    being a number.
+    student: ranges set, weights not yet rounded. images: [N, ...], synthetic. names: `blocks.find_blocks`. learning_rate:
+    Adam's, cosine to zero. batch_size: images of a step, fewer in blocks whose inputs have more than POSITIONS positions.
+    soft: the share of a block's iterations in which weights may lie between grid points and AdaRound's regulariser drives
+    them to one; in the rest gradients go straight through. With the few hundred iterations that a CPU has time for, the
+    less of it the better (`data/results/imagenet.md`).
+    on_block(name, before, after) gets the block's relative error with its weights rounded to nearest, and at the end.
+    Raises `health.Stopped` when a loss stops being a number.
     """
     run, random = run or RunState(), torch.Generator().manual_seed(seed)
-    first = 0
+    first, inputs, teachers = 0, None, None
     if state := run.load("blocks"):
         with torch.no_grad():
             for name, value in student.state_dict().items():
                 value.copy_(state["student"][name])
         random.set_state(state["random"])
         first = state["block"]
-    own, theirs = dict(student.named_modules()), dict(teacher.named_modules())
+    follows = chained(student, names, images[:2])
     bar = tqdm(total=iterations * len(names), initial=iterations * first, desc="blocks", disable=not progress, leave=False)
     with bar:
         for number, name in list(enumerate(names))[first:]:
-            wanted = _captured(teacher, theirs[name], images, batch_size, output=True)
-            teachers = _captured(teacher, theirs[name], images, batch_size, output=False)
-            inputs = _captured(student, own[name], images, batch_size, output=False)
-            before = _error(own[name], inputs, wanted, batch_size)
-            _train(name, own[name], inputs, teachers, wanted, iterations, learning_rate, batch_size, random, bar)
+            block = student.get_submodule(name)
+            if inputs is None or name not in follows:
+                inputs, teachers = (block_inputs(model, name, images) for model in (student, teacher))
+            wanted = block_outputs(teacher.get_submodule(name), teachers)
+            before, error, start = best_start(block, inputs, wanted)
+            untrained = copy.deepcopy(block.state_dict())
+            with softly_rounded(block, start) as roundings:
+                _train(name, block, roundings, (inputs, teachers, wanted), error, iterations, learning_rate, soft,
+                       images_per_step(inputs, batch_size), random, bar)
+            _, after = correct_bias(block, inputs, wanted)
+            if after > error:  # few steps on few images need not have helped
+                block.load_state_dict(untrained)
+                set_weights(layers_of(block), start)
+                after = error
             if on_block:
-                on_block(name, before, _error(own[name], inputs, wanted, batch_size))
+                on_block(name, before, after)
+            inputs, teachers = block_outputs(block, inputs), wanted
             run.save("blocks", lambda: {"student": student.state_dict(), "random": random.get_state(), "block": number + 1})
 
 
-def _train(name: str, block: nn.Module, inputs: Tensor, teachers: Tensor, wanted: Tensor, iterations: int,
-           learning_rate: float, batch_size: int, random: torch.Generator, bar: tqdm) -> None:
-    layers = [block] if isinstance(block, QuantLayer) else list(quant_layers(block).values())
-    groups = parameter_groups(layers, learning_rate)
+def images_per_step(inputs: Tensor, batch_size: int) -> int:
+    """Of inputs [N, C, ...]: batch_size, or as many fewer as they have more than POSITIONS positions; the same in each process."""
+    processes = world()[1]
+    fewer = max(1, prod(inputs.shape[2:]) // POSITIONS)
+    return processes * max(1, batch_size // fewer // processes)
+
+
+@contextmanager
+def softly_rounded(block: nn.Module, start: list[Tensor]) -> Iterator[list[SoftRounding]]:
+    """Inside the block of code the layers' weights are rounded softly, from `start` on; after it, to where they then are."""
+    layers = layers_of(block)
+    for layer, rounded in zip(layers, start, strict=True):
+        layer.weight_quantizer = SoftRounding(layer.weight_quantizer, layer.layer.weight, rounded)
+    try:
+        yield [layer.weight_quantizer for layer in layers]
+    finally:
+        with torch.no_grad():
+            for layer in layers:
+                layer.layer.weight.copy_(layer.weight_quantizer.rounded())
+                layer.weight_quantizer = layer.weight_quantizer.quantizer
+
+
+def _train(name: str, block: nn.Module, roundings: list[SoftRounding], data: tuple[Tensor, Tensor, Tensor], error: float,
+           iterations: int, learning_rate: float, soft: float, batch_size: int, random: torch.Generator, bar: tqdm) -> None:
+    inputs, teachers, wanted = data
+    layers = layers_of(block)
+    groups = _parameter_groups(layers, learning_rate)
     parameters = [p.requires_grad_(True) for group in groups for p in group["params"]]
     optimizer, rates = torch.optim.Adam(groups), [group["lr"] for group in groups]
+    weights = sum(rounding.v.numel() for rounding in roundings)
+    mixing = any(quantizer.bits <= NARROW for layer in layers for quantizer in layer.input_quantizers)
     try:
         for iteration in range(iterations):
+            done = iteration / iterations
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.5 * (1 + cos(pi * iteration / iterations))
+                group["lr"] = rate * 0.5 * (1 + cos(pi * done))
             chosen = torch.randint(len(inputs), (batch_size,), generator=random).to(inputs.device)
-            mixed = torch.rand(inputs[chosen].shape, generator=random).to(inputs.device) < TEACHERS_SHARE
-            x = torch.where(mixed, teachers[chosen], inputs[chosen])
+            x = inputs[chosen]
+            if mixing:
+                x = torch.where(torch.rand(x.shape, generator=random).to(x.device) < TEACHERS_SHARE, teachers[chosen], x)
+            for rounding in roundings:
+                rounding.decided = done >= soft
             restart_calls(block)
-            loss = relative_error(block(_channels_last(part(x))), part(wanted[chosen]))
+            loss = relative_error(block(channels_last(part(x))), part(wanted[chosen])) / (error + 1e-12)
             if not isfinite(loss.item()):
                 raise Stopped(f"reconstruction of block '{name}' diverged at iteration {iteration}: lower the learning rate "
                               f"({learning_rate}); the input model is unchanged")
+            if done < soft:
+                beta = annealed_beta(done / soft)
+                loss = loss + REGULARISER / weights * sum(undecided(r.share(), beta).sum() for r in roundings)
             optimizer.zero_grad()
             loss.backward()
             average_gradients(parameters)
@@ -133,40 +144,15 @@ def _train(name: str, block: nn.Module, inputs: Tensor, teachers: Tensor, wanted
             parameter.grad = None
 
 
-@torch.no_grad()
-def _captured(model: nn.Module, block: nn.Module, images: Tensor, batch_size: int, *, output: bool) -> Tensor:
-    """What goes into `block`, or comes out of it, when the images pass through the model; nothing after it is computed."""
-    kept = []
-
-    def keep_input(_module, args):
-        kept.append(args[0].clone())  # what comes after may work in place
-        raise _Reached
-
-    def keep_output(_module, _args, result):
-        kept.append(result)
-        raise _Reached
-
-    handle = block.register_forward_hook(keep_output) if output else block.register_forward_pre_hook(keep_input)
-    try:
-        for batch in images.split(batch_size):
-            try:
-                model(_channels_last(batch))
-            except _Reached:
-                pass
-    finally:
-        handle.remove()
-    return torch.cat(kept)
-
-
-@torch.no_grad()
-def _error(block: nn.Module, inputs: Tensor, wanted: Tensor, batch_size: int) -> float:
-    wrong = size = 0.0
-    for x, y in zip(inputs.split(batch_size), wanted.split(batch_size), strict=True):
-        restart_calls(block)
-        wrong += (block(_channels_last(x.clone())) - y).square().sum().item()
-        size += y.square().sum().item()
-    return wrong / (size + 1e-12)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+def _parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
+    """V at the learning rate; biases and scales in steps proportional to their own size (Adam's steps are not)."""
+    groups = [{"params": [layer.weight_quantizer.v for layer in layers], "lr": learning_rate}]
+    for layer in layers:
+        if layer.layer.bias is not None:
+            size = layer.layer.bias.detach().abs().mean().item()
+            groups.append({"params": [layer.layer.bias], "lr": BIAS_RATE * learning_rate * size})
+        for quantizer in (layer.weight_quantizer.quantizer, *layer.input_quantizers):
+            size = quantizer.scale.detach().median().item()  # not the mean: a dead channel has the stand-in scale 1
+            groups.append({"params": [quantizer.scale], "lr": SCALE_RATE * learning_rate * size,
+                           "floor": quantizer.scale.detach().min().item() * 1e-3})
+    return groups

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .folding import output_axis
-from .layers import quant_layers
+from .layers import QuantLayer, quant_layers
 
 
 def flip_sums(error: Tensor, allowed: Tensor) -> Tensor:
@@ -62,11 +62,17 @@ def squant_integers(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_min
 def squant(student: nn.Module) -> None:
     """Replace each weight of a student, whose weight ranges are set, by its SQuant-rounded value; in place."""
     for layer in quant_layers(student).values():
-        quantizer, weight = layer.weight_quantizer, layer.layer.weight
-        axis = output_axis(layer.layer)
-        by_channel = weight.transpose(0, axis)
-        as_rows = by_channel.reshape(by_channel.shape[0], by_channel.shape[1], -1)
-        ends = (quantizer.quant_min, quantizer.quant_max)
-        scale, zero_point = (q.transpose(0, axis).reshape(-1, 1, 1) for q in (quantizer.scale, quantizer.zero_point))
-        rounded = (squant_integers(as_rows, scale, zero_point, *ends) - zero_point) * scale
-        weight.copy_(rounded.reshape(by_channel.shape).transpose(0, axis))
+        layer.layer.weight.copy_(squant_rounded(layer))
+
+
+@torch.no_grad()
+def squant_rounded(layer: QuantLayer) -> Tensor:
+    """The SQuant-rounded weight of a layer whose weight range is set; the layer keeps its own."""
+    quantizer, weight = layer.weight_quantizer, layer.layer.weight
+    axis = output_axis(layer.layer)
+    by_channel = weight.transpose(0, axis)
+    as_rows = by_channel.reshape(by_channel.shape[0], by_channel.shape[1], -1)
+    ends = (quantizer.quant_min, quantizer.quant_max)
+    scale, zero_point = (q.transpose(0, axis).reshape(-1, 1, 1) for q in (quantizer.scale, quantizer.zero_point))
+    rounded = (squant_integers(as_rows, scale, zero_point, *ends) - zero_point) * scale
+    return rounded.reshape(by_channel.shape).transpose(0, axis)

@@ -10,25 +10,28 @@ import torch
 from torch import Tensor
 
 from . import adversary, zscgan
+from .blocks import find_blocks
 from .distill import Features, Sampler, dense_layers, finetune, knowledge_loss, relative_error, stage_layers
 from .equalize import equalize
 from .generators import WIDTHS, Generator
 from .graph import trace
 from .gznq import prior_images
-from .images import count_classes, optimise_images
+from .images import count_classes, optimise_images, starting_amplitude
 from .job import Job, learning_rate, pool_sampler
 from .layers import quantize_model
-from .reconstruct import find_blocks, reconstruct
+from .reconstruct import reconstruct
+from .starts import starting_error
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 MAY_COST = 1.05  # of the error before: equal at the start ended better (ResNet-20, W2A2, seed 0: 14.2, not 18.8 points)
-BLOCK_RATE, BLOCK_BATCH = 5.0, 8  # a block alone takes longer steps than a network, and smaller batches
+RATE = 0.2  # of the optimiser of images, for an amplitude of 1
+START_IMAGES = 8  # that decide whether large networks start equalized
 
 
 def zeroq(job: Job) -> None:
-    """Ranges from optimised images (Cai et al. 2020)."""
-    job.fit(_optimised(job))
+    """Ranges from optimised images (Cai et al. 2020); of large ones no more are made than ranges are observed on."""
+    job.fit(_optimised(job, min(job.range_images, job.budget.images) if job.large else None))
 
 
 def distilled(job: Job) -> None:
@@ -37,12 +40,13 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, fine-tuning that compares at every layer; large images: block by block."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer; large images: block by block."""
     images = _optimised(job)
-    _equalize(job, images)
     if job.large:
+        _equalize_where_better(job, images[:START_IMAGES])
         _reconstruct_on(job, images)
     else:
+        _equalize(job, images)
         _finetune_on(job, images, dense_layers)
 
 
@@ -95,12 +99,31 @@ def _equalize(job: Job, images: Tensor) -> None:
     if job.config.convention != "deployable":
         return  # scales move between layers whose BatchNorms are folded
     plain, before = (job.teacher, job.student), _first_error(job, images)
-    job.teacher = equalize(job.teacher, job.image_shape)
-    job.student = copy.deepcopy(job.teacher)
-    quantize_model(job.student, job.config, trace(job.student, job.image_shape))
+    _take_equalized(job)
     job.notes["equalized"] = _first_error(job, images) <= MAY_COST * before
     if not job.notes["equalized"]:
         job.teacher, job.student = plain
+
+
+def _equalize_where_better(job: Job, images: Tensor) -> None:
+    """The same for large images, where blocks decide: taken back unless blocks that are rounded in closed form, each for
+    itself, have the lower mean error."""
+    if job.config.convention != "deployable":
+        return
+    names, errors, plain = find_blocks(job.student, job.image_shape), [], (job.teacher, job.student)
+    for step in (lambda job: None, _take_equalized):
+        step(job)
+        job.fit(images)
+        errors.append(starting_error(job.student, job.teacher, images, names))
+    job.notes["equalized"] = errors[1] < errors[0]
+    if not job.notes["equalized"]:
+        job.teacher, job.student = plain
+
+
+def _take_equalized(job: Job) -> None:
+    job.teacher = equalize(job.teacher, job.image_shape)
+    job.student = copy.deepcopy(job.teacher)
+    quantize_model(job.student, job.config, trace(job.student, job.image_shape))
 
 
 @torch.no_grad()
@@ -114,11 +137,15 @@ def _first_error(job: Job, images: Tensor) -> float:
         return torch.stack([relative_error(own.values[name], wanted.values[name]) for name in names]).mean().item()
 
 
-def _optimised(job: Job) -> Tensor:
-    run = job.shared("images", job.budget.images, job.budget.image_iterations, job.budget.image_batch)
-    images, _ = optimise_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
+def _optimised(job: Job, n: int | None = None) -> Tensor:
+    n, settings = n or job.budget.images, {}
+    if job.large:  # at 224x224 there are few iterations to correct a wrong contrast in
+        amplitude = starting_amplitude(job.teacher, job.image_shape, seed=job.seed)
+        settings = {"amplitude": amplitude, "learning_rate": RATE * amplitude}
+    run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, *([settings] if settings else []))
+    images, _ = optimise_images(job.teacher, n, job.image_shape, batch_size=job.budget.image_batch,
                                 iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run,
-                                task=job.task)
+                                task=job.task, **settings)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
 
@@ -164,8 +191,8 @@ def _finetune_on(job: Job, images: Tensor, find=stage_layers) -> None:
 def _reconstruct_on(job: Job, images: Tensor) -> None:
     job.fit(images[:job.range_images])
     reconstruct(job.student, job.teacher, images, find_blocks(job.student, job.image_shape), seed=job.seed,
-                iterations=job.budget.finetune_iterations, learning_rate=BLOCK_RATE * learning_rate(job.config),
-                batch_size=min(BLOCK_BATCH, job.budget.batch_size), progress=job.progress, run=job.run)
+                iterations=job.budget.finetune_iterations, batch_size=job.budget.batch_size, progress=job.progress,
+                run=job.run)
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
 
 

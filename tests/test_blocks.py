@@ -1,0 +1,54 @@
+"""The blocks of a network: which there are, which of them follow straight on one another, what goes in and comes out."""
+import pytest
+import torch
+from networks import IMAGE, Mobile, SharedConv, awaken, images
+from torch import nn
+
+from zsq_lab.blocks import block_inputs, block_outputs, chained, find_blocks
+from zsq_lab.efficientnet_lite import build
+from zsq_lab.layers import QuantConfig, convert
+from zsq_lab.models import build as build_small
+
+
+def student(model: nn.Module, shape=IMAGE) -> nn.Module:
+    return convert(awaken(model), QuantConfig(8, 8), shape)[1]
+
+
+def test_blocks_of_known_networks():
+    small = student(build_small("resnet20"), (3, 16, 16))
+    assert find_blocks(small, (3, 16, 16)) == ["conv1", *(f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)), "fc"]
+    lite = student(build("efficientnet_lite0"), (3, 64, 64))
+    assert find_blocks(lite, (3, 64, 64)) == ["stem", *(f"blocks.{i}" for i in range(16)), "head", "classifier"]
+    assert find_blocks(student(Mobile()), IMAGE) == ["body", "fc"]
+
+
+def test_a_layer_that_is_called_twice_is_left_alone():
+    assert find_blocks(student(SharedConv()), IMAGE) == ["stem"]
+
+
+def test_blocks_follow_where_nothing_lies_between():
+    model = awaken(build("efficientnet_lite0"))
+    names = find_blocks(student(model, (3, 64, 64)), (3, 64, 64))
+    assert chained(model, names, images(2, (3, 64, 64))) == set(names) - {"stem", "classifier"}, "a mean is before the classifier"
+    with_relu = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)).eval()
+    assert chained(with_relu, ["0", "2", "3"], images(2, IMAGE)) == {"3"}, "ReLU changed the values where they lie"
+    assert chained(with_relu, ["0", "3"], images(2, IMAGE)) == set()
+
+
+@pytest.mark.parametrize("n", [3, 19])
+def test_what_is_handed_on_is_what_the_model_hands_on_to_the_bit(n):
+    """An interrupted run computes a block's inputs from the images, an uninterrupted one from the block before."""
+    model, x = student(build("efficientnet_lite0"), (3, 64, 64)), images(n, (3, 64, 64))
+    for layer in model.modules():
+        if hasattr(layer, "weight_quantizer"):
+            layer.weight_quantizer.enabled = layer.input_quantizer.enabled = False
+    names = find_blocks(model, (3, 64, 64))
+    inputs = block_inputs(model, names[0], x)
+    assert torch.equal(inputs, x)
+    for name, following in zip(names[:-2], names[1:]):
+        kept = inputs.clone()
+        outputs = block_outputs(model.get_submodule(name), inputs)
+        assert torch.equal(inputs, kept), "a block may work in place, on a copy"
+        inputs = outputs
+        if following in (names[1], names[3], names[-2]):
+            assert torch.equal(inputs, block_inputs(model, following, x))
