@@ -37,3 +37,17 @@ def test_box_loss_is_zero_for_what_is_right_and_for_nothing():
     assert box_loss({"classes": -classes.abs(), "boxes": logs},
                     [Boxes(torch.zeros(0, 4), torch.zeros(0).long())]) < 1e-4
     assert box_loss({"classes": classes, "boxes": logs + 1}, [target]) > 0.5
+
+
+def test_classes_that_do_not_occur_have_no_soft_iou():
+    truth = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    logits = torch.tensor([40.0, -40, -40]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    assert mask_loss(logits, truth, torch.ones(3)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_loss_of_boxes_is_per_location_that_has_one():
+    target = Boxes(torch.tensor([[2.0, 2, 13, 13]]), torch.tensor([0]))
+    draw = torch.Generator().manual_seed(0)
+    output = {"classes": torch.randn(1, 2, 4, 4, generator=draw), "boxes": torch.randn(1, 4, 4, 4, generator=draw)}
+    twice = {key: value.repeat(2, 1, 1, 1) for key, value in output.items()}
+    assert box_loss(twice, [target] * 2).item() == pytest.approx(box_loss(output, [target]).item(), rel=1e-5)
