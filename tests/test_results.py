@@ -95,7 +95,7 @@ def test_code_that_the_recipe_runs_through_is_in_the_digest(edit, file, old, new
     ("post_training.py", '"""Round to nearest; ranges from what BatchNorm remembers."""', '"""Something else."""'),
     ("quantizer.py", '"""', '"""Another opening. '),
     ("adversary.py", "import torch\n", "import torch\ntorch.set_flush_denormal(True)\n"),  # files it does not use
-    ("synthetic.py", "job.fit(_optimised(job))", "job.fit(_optimised(job)[:1])"),
+    ("synthetic.py", "_finetune_on(job, _optimised(job))", "_finetune_on(job, _optimised(job)[:1])"),
     ("plots.py", "import io\n", ""),
     ("sweep_command.py", "import os\n", ""),
     ("recipes.py", '"round to nearest, ranges from noise"', '"a summary"'),  # the table, where it names other recipes
