@@ -96,7 +96,7 @@ def test_code_that_the_recipe_runs_through_is_in_the_digest(edit, file, old, new
     ("quantizer.py", '"""', '"""Another opening. '),
     ("adversary.py", "import torch\n", "import torch\ntorch.set_flush_denormal(True)\n"),  # files it does not use
     ("synthetic.py", "_finetune_on(job, _optimised(job))", "_finetune_on(job, _optimised(job)[:1])"),
-    ("plots.py", "import io\n", ""),
+    ("plots.py", "import seaborn as sns\n", ""),
     ("sweep_command.py", "import os\n", ""),
     ("recipes.py", '"round to nearest, ranges from noise"', '"a summary"'),  # the table, where it names other recipes
     ("recipes.py", "RECIPES = {r.name: r for r in (", "RECIPES = {r.name: r for r in (  # and more to come\n    None,"),
