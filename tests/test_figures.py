@@ -1,22 +1,13 @@
 """Figures leave the lab as small PNG bytes, with a sentence for eyes and for screen readers, and in files that hold it."""
 import io
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from charts import own_settings  # noqa: F401 (a fixture of every test)
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
-
-from zsq_lab import figures, plots  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def own_settings():
-    with matplotlib.rc_context():
-        yield
-    plt.close("all")
+from zsq_lab import figures, plots
 
 
 def test_png_is_a_picture_and_closes_the_figure():

@@ -1,22 +1,14 @@
 """Figures: a grid that shows each image in its place; the numbers of a chart's sentence are those of the table, its lines
 those of the settings."""
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from charts import own_settings  # noqa: F401 (a fixture of every test)
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
-
-from zsq_lab import plots  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def own_settings():
-    with matplotlib.rc_context():
-        yield
-    plt.close("all")
+from zsq_lab import plots
 
 
 def test_grid_shows_each_image_in_its_place():

@@ -46,7 +46,8 @@ class SoftRounding(nn.Module):
 
     quantizer: range set; its scale may learn at the same time, the integers n stay. weight: what it rounds.
     start: the weight rounded in some way; h(V) begins on that side of one half, as near to w / s - n as it can be. Where the
-    start is none of the two grid points around a weight, they are the start and the one next to it on the weight's side. decided: the forward pass takes grid points, the gradient goes straight through.
+    start is none of the two grid points around a weight, they are the start and the one next to it on the weight's side.
+    decided: the forward pass takes grid points, the gradient goes straight through.
     """
 
     def __init__(self, quantizer: Quantizer, weight: Tensor, start: Tensor):
