@@ -12,9 +12,9 @@ from zsq_lab.reconstruct import images_per_step, reconstruct
 from zsq_lab.resume import RunState
 
 
-def pair(model, bits=4, shape=IMAGE, n=16):
+def pair(model, bits=4, shape=IMAGE, n=16, activation_bits=None):
     x = images(n, shape)
-    teacher, student = convert(teach(awaken(model), x), QuantConfig(bits, bits), shape)
+    teacher, student = convert(teach(awaken(model), x), QuantConfig(bits, activation_bits or bits), shape)
     fit_weight_ranges(student, search=True)
     fit_input_ranges(student, [x], search=True)
     return teacher, student, x

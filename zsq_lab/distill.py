@@ -77,11 +77,13 @@ class FineTuning:
 
     Inside the block weights, biases and scales of the student ask for gradients; after it they are frozen again.
     learning_rate: Adam's, falling to zero on a cosine over the run. loss: as `knowledge_loss`, the default.
+    groups: (layers, learning rate) -> what the optimiser moves, as `parameter_groups`, the default.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, stages: list[str], learning_rate: float, loss=knowledge_loss):
+    def __init__(self, student: nn.Module, teacher: nn.Module, stages: list[str], learning_rate: float, loss=knowledge_loss,
+                 groups: Callable[[list[QuantLayer], float], list[dict]] | None = None):
         self.student, self.teacher, self.learning_rate, self.loss = student, teacher, learning_rate, loss
-        groups = parameter_groups(quant_layers(student).values(), learning_rate)
+        groups = (groups or parameter_groups)(list(quant_layers(student).values()), learning_rate)
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups)
         self.rates = [group["lr"] for group in groups]
@@ -136,15 +138,16 @@ class FineTuning:
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def finetune(student: nn.Module, teacher: nn.Module, sampler: Sampler, stages: list[str], *, iterations: int,
              learning_rate: float, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
-             progress: bool = False, run: RunState | None = None, loss=knowledge_loss) -> None:
+             progress: bool = False, run: RunState | None = None, loss=knowledge_loss,
+             groups: Callable[[list[QuantLayer], float], list[dict]] | None = None) -> None:
     """Train weights, biases and scales of `student` in place; the last iteration is the result, ranges frozen again.
 
     sampler: draws a batch of images from a generator seeded with `seed`. stages: `stage_layers` of the teacher's graph.
-    loss: as `knowledge_loss`, which is that of classification.
+    loss: as `knowledge_loss`, which is that of classification. groups: as `FineTuning` takes it.
     Raises `health.Stopped` when the loss stops being a number.
     """
     generator, run, first = torch.Generator().manual_seed(seed), run or RunState(), 0
-    with FineTuning(student, teacher, stages, learning_rate, loss) as tuning:
+    with FineTuning(student, teacher, stages, learning_rate, loss, groups) as tuning:
         if state := run.load("finetune"):
             tuning.restore(state)
             generator.set_state(state["generator"])

@@ -22,8 +22,8 @@ RANGE_IMAGES = 512  # more change no range; of scenes fewer, as `Task.per_image`
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work a recipe may do: images and the iterations on each batch of them, iterations of a generator,
-    iterations of fine-tuning; and the sizes of their batches."""
+    """How much work a recipe may do: images and the iterations on each batch of them, iterations of a generator, of
+    fine-tuning (of each block, where they are reconstructed), of rounding all blocks together; and the sizes of batches."""
 
     name: str
     images: int
@@ -32,6 +32,7 @@ class Budget:
     generator_iterations: int = 300
     image_batch: int = 128
     batch_size: int = 64
+    joint_iterations: int = 0
 
 
 # 1, 6 and 60 minutes for ResNet-20 on two cores without AVX-512

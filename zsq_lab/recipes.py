@@ -110,7 +110,8 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     return Result(job.student.eval(), {
         "recipe": recipe, "task": task.name, "config": asdict(config), "convention": config.convention, "seed": seed,
         "budget": budget.name, "size_budget": size_budget, **job.notes,
-        "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "generator_iterations", "finetune_iterations")),
+        "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "generator_iterations", "finetune_iterations",
+                                                         "joint_iterations")),
         "seconds": round(time.perf_counter() - started + sum(r.reused_seconds for r in (run, *job.reused)), 2),
         "bytes_before": float_bytes, "bytes_after": quantized_bytes,
         "device": str(next(teacher.parameters()).device), "threads": torch.get_num_threads(),

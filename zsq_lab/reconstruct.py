@@ -105,7 +105,7 @@ def _train(name: str, block: nn.Module, roundings: list[SoftRounding], data: tup
            iterations: int, learning_rate: float, soft: float, batch_size: int, random: torch.Generator, bar: tqdm) -> None:
     inputs, teachers, wanted = data
     layers = layers_of(block)
-    groups = _parameter_groups(layers, learning_rate)
+    groups = rounding_groups(layers, learning_rate)
     parameters = [p.requires_grad_(True) for group in groups for p in group["params"]]
     optimizer, rates = torch.optim.Adam(groups), [group["lr"] for group in groups]
     weights = sum(rounding.v.numel() for rounding in roundings)
@@ -144,8 +144,9 @@ def _train(name: str, block: nn.Module, roundings: list[SoftRounding], data: tup
             parameter.grad = None
 
 
-def _parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
-    """V at the learning rate; biases and scales in steps proportional to their own size (Adam's steps are not)."""
+def rounding_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
+    """What `softly_rounded` layers learn, for an optimiser: V at the learning rate; biases and scales in steps proportional
+    to their own size (Adam's steps are not)."""
     groups = [{"params": [layer.weight_quantizer.v for layer in layers], "lr": learning_rate}]
     for layer in layers:
         if layer.layer.bias is not None:

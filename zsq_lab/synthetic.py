@@ -3,7 +3,6 @@
 The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
 measured in notebooks 04 and 05.
 """
-import copy
 from functools import partial
 
 import torch
@@ -11,22 +10,18 @@ from torch import Tensor
 
 from . import adversary, zscgan
 from .blocks import find_blocks
-from .distill import Features, Sampler, dense_layers, finetune, knowledge_loss, relative_error, stage_layers
-from .equalize import equalize
+from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers
+from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
-from .graph import trace
 from .gznq import prior_images
 from .images import count_classes, optimise_images, starting_amplitude
 from .job import Job, learning_rate, pool_sampler
-from .layers import quantize_model
+from .joint_rounding import exact_weights, round_together
 from .reconstruct import reconstruct
-from .starts import starting_error
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
-MAY_COST = 1.05  # of the error before: equal at the start ended better (ResNet-20, W2A2, seed 0: 14.2, not 18.8 points)
 RATE = 0.2  # of the optimiser of images, for an amplitude of 1
-START_IMAGES = 8  # that decide whether large networks start equalized
 
 
 def zeroq(job: Job) -> None:
@@ -40,13 +35,13 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer; large images: block by block."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer; large images: roundings are
+    learned block by block, then all at once."""
     images = _optimised(job)
+    equalize_where_it_serves(job, images)
     if job.large:
-        _equalize_where_better(job, images[:START_IMAGES])
-        _reconstruct_on(job, images)
+        _reconstruct_on(job, images, jointly=True)
     else:
-        _equalize(job, images)
         _finetune_on(job, images, dense_layers)
 
 
@@ -88,53 +83,6 @@ def zaq(job: Job) -> None:
 def zaq_paper(job: Job) -> None:
     """The game of the paper (Liu et al. 2021): a cold unconditional generator, the two discrepancies, the activation term."""
     _play(job, _fresh_generator(job, conditional=False), adversary.PAPER)
-
-
-def _equalize(job: Job, images: Tensor) -> None:
-    """Go on with both networks as cross-layer equalization leaves them: the same outputs, weights that need fewer levels.
-
-    Not where it makes the layers' errors clearly larger, before anything is learned: ReLU6 has made MobileNetV2's
-    channels alike already, and one range for all of them then serves unequal ones worse.
-    """
-    if job.config.convention != "deployable":
-        return  # scales move between layers whose BatchNorms are folded
-    plain, before = (job.teacher, job.student), _first_error(job, images)
-    _take_equalized(job)
-    job.notes["equalized"] = _first_error(job, images) <= MAY_COST * before
-    if not job.notes["equalized"]:
-        job.teacher, job.student = plain
-
-
-def _equalize_where_better(job: Job, images: Tensor) -> None:
-    """The same for large images, where blocks decide: taken back unless blocks that are rounded in closed form, each for
-    itself, have the lower mean error."""
-    if job.config.convention != "deployable":
-        return
-    names, errors, plain = find_blocks(job.student, job.image_shape), [], (job.teacher, job.student)
-    for step in (lambda job: None, _take_equalized):
-        step(job)
-        job.fit(images)
-        errors.append(starting_error(job.student, job.teacher, images, names))
-    job.notes["equalized"] = errors[1] < errors[0]
-    if not job.notes["equalized"]:
-        job.teacher, job.student = plain
-
-
-def _take_equalized(job: Job) -> None:
-    job.teacher = equalize(job.teacher, job.image_shape)
-    job.student = copy.deepcopy(job.teacher)
-    quantize_model(job.student, job.config, trace(job.student, job.image_shape))
-
-
-@torch.no_grad()
-def _first_error(job: Job, images: Tensor) -> float:
-    """Mean relative error of all layers' inputs on the first images, ranges fitted to them and nothing learned."""
-    images, names = images[:job.calibration_batch], job.compared(dense_layers)
-    job.fit(images)
-    with Features(job.student, names) as own, Features(job.teacher, names) as wanted:
-        job.student(images)
-        job.teacher(images)
-        return torch.stack([relative_error(own.values[name], wanted.values[name]) for name in names]).mean().item()
 
 
 def _optimised(job: Job, n: int | None = None) -> Tensor:
@@ -188,12 +136,18 @@ def _finetune_on(job: Job, images: Tensor, find=stage_layers) -> None:
     _finetune(job, pool_sampler(images, job.budget.batch_size), find)
 
 
-def _reconstruct_on(job: Job, images: Tensor) -> None:
+def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
     job.fit(images[:job.range_images])
+    exact = exact_weights(job.student)
     reconstruct(job.student, job.teacher, images, find_blocks(job.student, job.image_shape), seed=job.seed,
                 iterations=job.budget.finetune_iterations, batch_size=job.budget.batch_size, progress=job.progress,
                 run=job.run)
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
+    if jointly and job.budget.joint_iterations:
+        round_together(job.student, job.teacher, exact, pool_sampler(images, job.budget.batch_size), job.compared(),
+                       iterations=job.budget.joint_iterations, seed=job.seed, progress=job.progress, run=job.run,
+                       loss=partial(knowledge_loss, task=job.task))
+        job.notes["joint_iterations"] = job.budget.joint_iterations
 
 
 def _finetune_from(job: Job, generator: Generator) -> None:
