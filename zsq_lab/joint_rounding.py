@@ -12,7 +12,7 @@ from .reconstruct import rounding_groups, softly_rounded
 from .resume import RunState
 from .starts import layers_of, set_weights
 
-LEARNING_RATE = 0.002  # of the V; biases and scales as in `reconstruct`
+LEARNING_RATE = 0.01  # of the V; biases and scales as in `reconstruct`
 
 
 def exact_weights(student: nn.Module) -> list[Tensor]:

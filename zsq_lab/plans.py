@@ -85,7 +85,7 @@ def imagenet() -> Iterator[Item]:
         yield Item(LITE, "rtn-noise", 8, 8, **quick)
         yield from (Item(LITE, recipe, w, a, edges, **quick) for recipe in ("squant", "rtn-bn", "dfq", "zeroq")
                     for w, a, edges in settings)
-        yield from (Item(LITE, "best", w, a, edges, **quick) for w, a, edges in reversed(settings[1:]))
+        yield from (Item(LITE, "best", w, a, edges, seed=seed) for w, a, edges in reversed(settings[1:]))
         yield from (Item(LITE, "real-ranges", w, a, edges, **quick) for w, a, edges in settings)
 
 
