@@ -64,7 +64,7 @@ def test_unmirrored_batches_are_images_of_the_pool(monkeypatch):
     step = ablation.FineTuning.step
     monkeypatch.setattr(ablation.FineTuning, "step", lambda self, x, done: seen.append(x) or step(self, x, done))
     for mirrored in (False, True):
-        ablation.learn(student, teacher, images, Variant(mirrored=mirrored), replace(TINY, finetune_iterations=4), 1e-3, 0, SHAPE)
+        ablation.learn(student, teacher, images, Variant(mirrored=mirrored, patches=False), replace(TINY, finetune_iterations=4), 1e-3, 0, SHAPE)
     known = [any(torch.equal(x, image) for image in images) for batch in seen for x in batch]
     assert all(known[:16]) and not all(known[16:])
 
@@ -101,7 +101,7 @@ def test_summary_gives_means_spreads_and_costs():
 
 
 @pytest.mark.parametrize("wrong, words", [(["--budget", "huge"], "unknown budget 'huge'"), (["-w", "1"], "not a bit width"),
-                                          (["--variants", "magic"], "magic"), (["--model", "cifar10/vgg"], "vgg")])
+                                          (["--variants", "magic"], "magic"), (["--model", "embedded/vgg"], "vgg")])
 def test_wrong_arguments_are_one_line(tmp_path, capsys, wrong, words):
     with pytest.raises(SystemExit) as stop:
         ablation.main(["--model", MODEL, "--csv", str(tmp_path / "a.csv"), "--seeds", "0", *wrong])

@@ -26,6 +26,7 @@ from .images import optimise_images
 from .job import CALIBRATION_BATCH, Budget, learning_rate, named_budget, pool_sampler
 from .lab import real_images
 from .layers import QuantConfig, convert, quantize_model
+from .patches import patched
 from .ranges import fit_input_ranges, fit_weight_ranges
 from .results import write_text
 from .tasks import CLASSIFICATION
@@ -39,8 +40,8 @@ class Variant:
     """`best` with one thing changed: what it learns from, where it is compared, what may move, how it starts.
 
     images: settings of `optimise_images` that differ. source: "made", "noise" or "real". find: the layers that are
-    compared; outputs_only: none of them. mirrored: half of each batch. frozen: "weights" or "scales" stay as they are.
-    searched: ranges of least error, not of the extremes. equalized: weights as `equalize` leaves them, before all else.
+    compared; outputs_only: none of them. mirrored: half of each batch. patches: of other images, in half of it. frozen:
+    "weights" or "scales" stay as they are. searched: ranges of least error, not of the extremes. equalized: weights as `equalize` leaves them, before all else.
     """
 
     images: dict = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Variant:
     find: Callable[[Graph], list[str]] = dense_layers
     outputs_only: bool = False
     mirrored: bool = True
+    patches: bool = True
     frozen: str = ""
     searched: bool = True
     equalized: bool = True
@@ -61,6 +63,7 @@ VARIANTS = {
     "weights stay": Variant(frozen="weights"),
     "ranges from the extremes": Variant(searched=False),
     "images never mirrored": Variant(mirrored=False),
+    "no patches of other images": Variant(patches=False),
     "images of no class": Variant(images={"class_weight": 0.0}),
     "images of a class, statistics ignored": Variant(images={"statistics_weight": 0.0, "class_weight": 1.0}),
     "weights not equalized": Variant(equalized=False),
@@ -94,7 +97,6 @@ def learn(student: nn.Module, teacher: nn.Module, images: Tensor, variant: Varia
           seed: int, shape: tuple[int, ...]) -> None:
     """Fine-tune the student in place, as `distill.finetune` does, with what the variant changes."""
     random, iterations = torch.Generator().manual_seed(seed), budget.finetune_iterations
-    draw = pool_sampler(images, budget.batch_size)
 
     def unmirrored(random: torch.Generator) -> Tensor:
         return images[torch.randint(len(images), (budget.batch_size,), generator=random)]
@@ -102,12 +104,14 @@ def learn(student: nn.Module, teacher: nn.Module, images: Tensor, variant: Varia
     def of_outputs(own: Tensor, wanted: Tensor, _own_features: dict, _wanted_features: dict) -> Tensor:
         return CLASSIFICATION.output_loss(own, wanted)
 
+    draw = pool_sampler(images, budget.batch_size) if variant.mirrored else unmirrored
+    draw = patched(draw) if variant.patches else draw
     loss = of_outputs if variant.outputs_only else knowledge_loss
     with FineTuning(student, teacher, variant.find(trace(teacher, shape)), rate, loss) as tuning:
         tuning.rates = [0.0 if (group == 0) == (variant.frozen == "weights") and variant.frozen else own
                         for group, own in enumerate(tuning.rates)]  # the first group holds weights, all others scales
         for iteration in tqdm(range(iterations), "fine-tuning", leave=False):
-            tuning.step(draw(random) if variant.mirrored else unmirrored(random), iteration / iterations)
+            tuning.step(draw(random), iteration / iterations)
 
 
 @cache

@@ -17,6 +17,7 @@ from .gznq import prior_images
 from .images import count_classes, optimise_images, starting_amplitude
 from .job import Job, learning_rate, pool_sampler
 from .joint_rounding import exact_weights, round_together
+from .patches import patched
 from .reconstruct import reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
@@ -37,14 +38,15 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer; large images: roundings are
-    learned block by block, then all at once."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer and pastes patches of images into
+    others; large images: roundings are learned block by block, then all at once."""
     images = _optimised(job)
     equalize_where_it_serves(job, images)
     if job.large:
         _reconstruct_on(job, images, jointly=True)
     else:
-        _finetune_on(job, images, dense_layers)
+        job.fit(images[:job.range_images])
+        _finetune(job, patched(pool_sampler(images, job.budget.batch_size)), dense_layers)
 
 
 def reconstructed(job: Job) -> None:
@@ -133,9 +135,9 @@ def _samples(generator: Generator, job: Job) -> Tensor:
     return torch.cat([generator.sample(min(size, n - start), random)[0] for start in range(0, n, size)])
 
 
-def _finetune_on(job: Job, images: Tensor, find=stage_layers) -> None:
+def _finetune_on(job: Job, images: Tensor) -> None:
     job.fit(images[:job.range_images])
-    _finetune(job, pool_sampler(images, job.budget.batch_size), find)
+    _finetune(job, pool_sampler(images, job.budget.batch_size))
 
 
 def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
