@@ -136,3 +136,12 @@ def test_a_model_without_statistics_and_a_divergence_are_named(teacher):
         optimise_images(nn.Conv2d(3, 4, 1), 4, IMAGE)
     with pytest.raises(RuntimeError, match="diverged at iteration .*: lower the learning rate"):
         optimise_images(teacher, 4, IMAGE, iterations=5, learning_rate=1e30)
+
+
+def test_colours_of_noise_are_as_alike_as_is_asked():
+    white = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for wanted in (0.0, 0.85):
+        made = colour(white, wanted)
+        seen = torch.corrcoef(made.transpose(0, 1).flatten(1))
+        assert seen[~torch.eye(3, dtype=torch.bool)].mean().item() == pytest.approx(wanted, abs=0.06)
+        assert made.std().item() == pytest.approx(1, rel=0.05)

@@ -31,7 +31,7 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
-                    statistics_weight: float = 1.0, amplitude: float = 1.0, labels: Tensor | None = None, seed: int = 0,
+                    statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0, labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False, run: RunState | None = None,
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
@@ -39,7 +39,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
+    normalised to deviation 1. correlation: as `colour` takes it. on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
     require_statistics(teacher, "making images")
@@ -67,7 +67,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 generator.set_state(state["generator"])
             for iteration in range(first, iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                output = teacher(_jitter(colour(white), generator))
+                output = teacher(_jitter(colour(white, correlation), generator))
                 distance = statistics.loss()
                 class_loss = task.label_loss(output, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
@@ -80,22 +80,24 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 run.save("images", lambda: {"made": made, "white": white.detach(), "optimizer": optimizer.state_dict(),
                                             "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
-                    on_step(iteration, colour(white.detach()), {"statistics": distance.item(), "class": class_loss.item()})
-            made.append(colour(white.detach()))
+                    on_step(iteration, colour(white.detach(), correlation), {"statistics": distance.item(), "class": class_loss.item()})
+            made.append(colour(white.detach(), correlation))
             first = 0
     run.save("images", lambda: {"made": made, "iteration": 0}, now=True)
     return torch.cat(made), labels
 
 
 @torch.no_grad()
-def starting_amplitude(teacher: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0, samples: int = 8) -> float:
+def starting_amplitude(teacher: nn.Module, image_shape: tuple[int, ...], *, correlation: float = 0.0, seed: int = 0,
+                       samples: int = 8) -> float:
     """The amplitude, of AMPLITUDES, at which coloured noise comes nearest to what the first BatchNorm remembers.
 
     A network's inputs may deviate by 1 or by a fifth of that, as its makers normalised them; the first layer still knows.
     """
     require_statistics(teacher, "making images")
     generator = torch.Generator().manual_seed(seed)
-    noise = colour(torch.randn(samples, *image_shape, generator=generator).to(next(teacher.parameters()).device))
+    noise = torch.randn(samples, *image_shape, generator=generator).to(next(teacher.parameters()).device)
+    noise = colour(noise, correlation)
     distances = {}
     with BatchNormStatistics(teacher) as statistics:
         for amplitude in AMPLITUDES:
@@ -104,9 +106,10 @@ def starting_amplitude(teacher: nn.Module, image_shape: tuple[int, ...], *, seed
     return min(distances, key=distances.get)
 
 
-def colour(white: Tensor) -> Tensor:
+def colour(white: Tensor, correlation: float = 0.0) -> Tensor:
     """White noise [N, C, *spatial] to noise whose amplitude falls as 1 / frequency, as in natural images; same deviation.
 
+    correlation: of any two channels, from 0 (each for itself) up to, but not including, 1 (grey).
     Linear and smooth to differentiate. Inputs without positions ([N, C]) stay as they are.
     """
     spatial = white.shape[2:]
@@ -117,8 +120,17 @@ def colour(white: Tensor) -> Tensor:
     frequency = torch.stack(axes).square().sum(0).sqrt().clamp(min=1 / max(spatial))
     amplitude = 1 / frequency
     amplitude = (amplitude / amplitude.square().mean().sqrt())[..., : spatial[-1] // 2 + 1]
-    images = torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) * amplitude, s=spatial, dim=dims)
+    images = _alike(torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) * amplitude, s=spatial, dim=dims), correlation)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def _alike(images: Tensor, correlation: float) -> Tensor:
+    """Independent channels mixed by the symmetric root of their correlation matrix, which has two different eigenvalues."""
+    if not correlation:
+        return images
+    channels, apart = images.shape[1], (1 - correlation) ** 0.5
+    common = (1 + (channels - 1) * correlation) ** 0.5
+    return apart * images + (common - apart) * images.mean(1, keepdim=True)
 
 
 def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:

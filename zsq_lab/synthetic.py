@@ -23,8 +23,9 @@ from .reconstruct import reconstruct
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 # How large images are made, where there is time for few iterations: from a share of the contrast that the network knows, each
-# adding some; at a rate relative to it; with little weight on the class, or the network is surer than of photographs.
-CONTRAST, RATE, CLASS_WEIGHT = 0.4, 0.25, 0.003
+# adding some; at a rate relative to it; in colours as little apart as those of photographs; with little weight on the class,
+# or the network is surer than of photographs.
+CONTRAST, RATE, CORRELATION, CLASS_WEIGHT = 0.4, 0.25, 0.85, 0.003
 
 
 def zeroq(job: Job) -> None:
@@ -92,8 +93,9 @@ def zaq_paper(job: Job) -> None:
 def _optimised(job: Job, n: int | None = None) -> Tensor:
     n, settings = n or job.budget.images, {}
     if job.large:
-        amplitude = CONTRAST * starting_amplitude(job.teacher, job.image_shape, seed=job.seed)
-        settings = {"amplitude": amplitude, "learning_rate": RATE * amplitude, "class_weight": CLASS_WEIGHT}
+        amplitude = CONTRAST * starting_amplitude(job.teacher, job.image_shape, correlation=CORRELATION, seed=job.seed)
+        settings = {"amplitude": amplitude, "learning_rate": RATE * amplitude, "class_weight": CLASS_WEIGHT,
+                    "correlation": CORRELATION}
     run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, *([settings] if settings else []))
     images, _ = optimise_images(job.teacher, n, job.image_shape, batch_size=job.budget.image_batch,
                                 iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run,
