@@ -36,6 +36,7 @@ def test_a_sheet_reads_back_as_it_was_made(tmp_path, monkeypatch):
     teacher, _ = convert(network, QuantConfig(), SMALL.image_shape)
     made, _ = optimise_images(teacher, 5, SMALL.image_shape, iterations=2, batch_size=5, labels=torch.tensor(labels),
                               class_weight=imagenet_gallery.CLASS_WEIGHT, amplitude=imagenet_gallery.AMPLITUDE,
+                              correlation=imagenet_gallery.CORRELATION,
                               learning_rate=imagenet_gallery.RATE, seed=imagenet_gallery.SEED)
     assert (denormalise(read, SMALL) - denormalise(made, SMALL)).abs().mean() < 0.05, "JPEG should lose little"
     with pytest.raises(ValueError, match="expected 896x448"):

@@ -28,8 +28,8 @@ FILE = Path(__file__).resolve().parent.parent / "data" / "imagenet_synthetic.jpg
 MODEL, SEED, ITERATIONS, COLUMNS = "imagenet/efficientnet_lite0", 1_000_003, 60, 4
 # goldfish, ladybug, monarch, zebra, strawberry, lemon, daisy, pizza: known by colour and texture
 LABELS = (1, 301, 323, 340, 949, 951, 985, 963)
-CLASS_WEIGHT = 0.1
-AMPLITUDE, RATE = 0.4, 0.08  # photographs deviate by about a fifth of the pixel range; this network's inputs reach from -1 to 1
+CLASS_WEIGHT = 0.05
+AMPLITUDE, RATE, CORRELATION = 0.2, 0.04, 0.85  # below the contrast of photographs, in colours as alike as theirs
 
 
 def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...] = LABELS,
@@ -44,7 +44,7 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, iterations, list(labels))}")
     images, _ = optimise_images(teacher, len(labels), preprocess.image_shape, iterations=iterations,
                                 batch_size=len(labels),
-                                class_weight=CLASS_WEIGHT, amplitude=AMPLITUDE, learning_rate=RATE,
+                                class_weight=CLASS_WEIGHT, amplitude=AMPLITUDE, correlation=CORRELATION, learning_rate=RATE,
                                 labels=torch.tensor(labels), seed=SEED, progress=progress, run=run)
     pixels = (denormalise(images, preprocess) * 255).round().byte()
     side, rows = preprocess.crop, -(-len(labels) // COLUMNS)
