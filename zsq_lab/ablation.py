@@ -41,7 +41,8 @@ class Variant:
 
     images: settings of `optimise_images` that differ. source: "made", "noise" or "real". find: the layers that are
     compared; outputs_only: none of them. mirrored: half of each batch. patches: of other images, in half of it. frozen:
-    "weights" or "scales" stay as they are. searched: ranges of least error, not of the extremes. equalized: weights as `equalize` leaves them, before all else.
+    "weights" or "scales" stay as they are. searched: ranges of least error, not of the extremes. equalized: weights as
+    `equalize` leaves them, before all else.
     """
 
     images: dict = field(default_factory=dict)

@@ -31,7 +31,8 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
-                    statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0, labels: Tensor | None = None, seed: int = 0,
+                    statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0,
+                    labels: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False, run: RunState | None = None,
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
@@ -39,7 +40,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. correlation: as `colour` takes it. on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
+    normalised to deviation 1. correlation: as `colour` takes it.
+    on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
     require_statistics(teacher, "making images")
@@ -80,7 +82,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 run.save("images", lambda: {"made": made, "white": white.detach(), "optimizer": optimizer.state_dict(),
                                             "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
-                    on_step(iteration, colour(white.detach(), correlation), {"statistics": distance.item(), "class": class_loss.item()})
+                    losses = {"statistics": distance.item(), "class": class_loss.item()}
+                    on_step(iteration, colour(white.detach(), correlation), losses)
             made.append(colour(white.detach(), correlation))
             first = 0
     run.save("images", lambda: {"made": made, "iteration": 0}, now=True)

@@ -80,7 +80,9 @@ def reconstruct(student: nn.Module, teacher: nn.Module, images: Tensor, names: l
 
 
 def images_per_step(inputs: Tensor, batch_size: int) -> int:
-    """Of inputs [N, C, ...]: batch_size, or as many fewer as they have more than POSITIONS positions; the same in each process."""
+    """Of inputs [N, C, ...]: batch_size, or as many fewer as they have more than POSITIONS positions.
+
+    The same in each process."""
     processes = world()[1]
     fewer = max(1, prod(inputs.shape[2:]) // POSITIONS)
     return processes * max(1, batch_size // fewer // processes)
