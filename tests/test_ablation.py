@@ -64,7 +64,8 @@ def test_unmirrored_batches_are_images_of_the_pool(monkeypatch):
     step = ablation.FineTuning.step
     monkeypatch.setattr(ablation.FineTuning, "step", lambda self, x, done: seen.append(x) or step(self, x, done))
     for mirrored in (False, True):
-        ablation.learn(student, teacher, images, Variant(mirrored=mirrored, patches=False), replace(TINY, finetune_iterations=4), 1e-3, 0, SHAPE)
+        ablation.learn(student, teacher, images, Variant(mirrored=mirrored), replace(TINY, finetune_iterations=4), 1e-3, 0,
+                       SHAPE)
     known = [any(torch.equal(x, image) for image in images) for batch in seen for x in batch]
     assert all(known[:16]) and not all(known[16:])
 

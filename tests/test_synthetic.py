@@ -135,3 +135,13 @@ def test_large_images_are_reconstructed_and_equalized_only_where_batchnorms_are_
         wanted, own = work.teacher(images(2, shape)), work.student(images(2, shape))
         torch.testing.assert_close(wanted, teacher(images(2, shape)), rtol=1e-3, atol=1e-3)
     assert (own - wanted).square().sum() < 0.1 * wanted.square().sum()
+
+
+@pytest.mark.parametrize("bits, mixed", [(2, True), (3, False)])
+def test_best_pastes_patches_only_at_two_bits(monkeypatch, bits, mixed):
+    wrapped = []
+    monkeypatch.setattr(synthetic, "patched", lambda sampler: wrapped.append(sampler) or sampler)
+    work = job()
+    work.config = QuantConfig(bits, 8)
+    synthetic.best(work)
+    assert bool(wrapped) == mixed

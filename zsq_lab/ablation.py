@@ -50,7 +50,7 @@ class Variant:
     find: Callable[[Graph], list[str]] = dense_layers
     outputs_only: bool = False
     mirrored: bool = True
-    patches: bool = True
+    patches: bool = False
     frozen: str = ""
     searched: bool = True
     equalized: bool = True
@@ -64,7 +64,7 @@ VARIANTS = {
     "weights stay": Variant(frozen="weights"),
     "ranges from the extremes": Variant(searched=False),
     "images never mirrored": Variant(mirrored=False),
-    "no patches of other images": Variant(patches=False),
+    "patches of other images, as at two bits": Variant(patches=True),
     "images of no class": Variant(images={"class_weight": 0.0}),
     "images of a class, statistics ignored": Variant(images={"statistics_weight": 0.0, "class_weight": 1.0}),
     "weights not equalized": Variant(equalized=False),

@@ -48,8 +48,8 @@ RECIPES = {r.name: r for r in (
     Recipe("zaq", synthetic.zaq, "the adversarial game, from a warm conditional generator, with bounded gains"),
     Recipe("zaq-paper", synthetic.zaq_paper, "the game with the paper's ingredients only (Liu et al. 2021)"),
     Recipe("reconstructed", synthetic.reconstructed, "optimised images, then reconstruction block by block (Li et al. 2021)"),
-    Recipe("best", synthetic.best, "optimised images with patches of each other, equalized weights, fine-tuning at every "
-                                   "layer (large images: roundings block by block, then together)"),
+    Recipe("best", synthetic.best, "optimised images, equalized weights, then fine-tuning at every layer "
+                                   "(large images: roundings block by block, then together)"),
     Recipe("real-ranges", post_training.real_ranges, "reference: ranges from real images", "real images", True),
     Recipe("real-finetune", synthetic.real_finetune, "reference: fine-tuning on real images", "real images", True),
 )}

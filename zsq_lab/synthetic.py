@@ -22,6 +22,7 @@ from .reconstruct import reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
+PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
 # How large images are made, where there is time for few iterations: from a share of the contrast that the network knows, each
 # adding some; at a rate relative to it; in colours as little apart as those of photographs; with little weight on the class,
 # or the network is surer than of photographs.
@@ -39,15 +40,17 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer and pastes patches of images into
-    others; large images: roundings are learned block by block, then all at once."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer, at two bits on images with patches
+    of others; large images: roundings are learned block by block, then all at once."""
     images = _optimised(job)
     equalize_where_it_serves(job, images)
     if job.large:
         _reconstruct_on(job, images, jointly=True)
     else:
         job.fit(images[:job.range_images])
-        _finetune(job, patched(pool_sampler(images, job.budget.batch_size)), dense_layers)
+        draw = pool_sampler(images, job.budget.batch_size)
+        few_levels = min(job.config.weight_bits, job.config.activation_bits) <= PATCHED_BITS
+        _finetune(job, patched(draw) if few_levels else draw, dense_layers)
 
 
 def reconstructed(job: Job) -> None:
