@@ -53,7 +53,8 @@ def accuracy_explorer(table: pd.DataFrame, own: pd.DataFrame | None = None,
     table, images = table.copy(), images or {}
     models, recipes = (list(dict.fromkeys(table[column])) for column in ("model", "recipe"))
     acts = [SAME, *sorted(int(bits) for bits in table["activation_bits"].unique())]
-    model = widgets.SelectMultiple(options=models, value=models[:1], description="models", rows=min(4, len(models) + 1))
+    best_known = table["model"].value_counts().idxmax()  # the model that most was measured on
+    model = widgets.SelectMultiple(options=models, value=[best_known], description="models", rows=min(4, len(models) + 1))
     recipe = widgets.SelectMultiple(options=recipes, value=recipes[:3], description="recipes",
                                     rows=min(8, len(recipes) + 1))
     act = widgets.Dropdown(options=acts, value=SAME, description="activations")
