@@ -36,6 +36,12 @@ def test_a_count_is_at_least_1():
             positive(text)
 
 
+def test_a_message_that_ends_in_a_period_keeps_one(capsys):
+    with pytest.raises(SystemExit):
+        Parser(prog="zsq").error("the table is of another kind. Name another file.")
+    assert capsys.readouterr().err == "zsq_lab: the table is of another kind. Name another file. See `zsq --help`.\n"
+
+
 @pytest.mark.parametrize("arguments, named", [([], "--bits"), (["--bits", "1"], "2 to 16"),
                                               (["--bits", "4", "more"], "more")])
 def test_a_wrong_argument_is_one_line_and_status_2(capsys, arguments, named):

@@ -57,25 +57,25 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path):
     class Stop(Exception):
         pass
 
-    results = []
+    results, draws = [], []
     for broken in (False, True):
-        _, student, x, exact, together = after_blocks()
+        teacher, student, x, exact, together = after_blocks()
         start = {name: value.clone() for name, value in student.state_dict().items()}
-        run = RunState(tmp_path / str(broken), every=0)
-        if broken:
-            draws, draw = [], pool_sampler(x, 16)
+        run, draw = RunState(tmp_path / str(broken), every=0), pool_sampler(x, 16)
 
-            def interrupted(random):
-                draws.append(1)
-                if len(draws) == 4:
-                    raise Stop
-                return draw(random)
+        def counted(random, broken=broken, draw=draw):
+            draws.append(1)
+            if broken and len(draws) == 4:
+                raise Stop
+            return draw(random)
+        if broken:
+            draws.clear()
             with pytest.raises(Stop):
-                round_together(*together.args[:3], interrupted, together.args[4], iterations=6, run=run)
+                round_together(student, teacher, exact, counted, together.args[4], iterations=6, run=run)
             student.load_state_dict(start)  # as a new process would find it
-        together(iterations=6, run=run)
+        round_together(student, teacher, exact, counted, together.args[4], iterations=6, run=run)
         results.append(student.state_dict())
-    assert same_state(*results)
+    assert same_state(*results) and len(draws) == 4 + 3, "the second call goes on with the fourth step"
 
 
 def test_divergence_is_named():

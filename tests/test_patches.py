@@ -20,7 +20,7 @@ def test_half_of_the_images_hold_one_rectangle_of_another():
     assert torch.equal(mixed[32:], batch[32:]) and torch.equal(batch, numbered(64, 32, 32))
     strange = (mixed[:32] != batch[:32]).all(1)
     assert torch.equal(strange, (mixed[:32] != batch[:32]).any(1)), "all channels of a pixel come from one image"
-    changed = 0
+    changed, covered = 0, 0.0
     for image, where in zip(mixed[:32], strange, strict=True):
         if where.any():
             rows, columns = where.any(1), where.any(0)
@@ -30,7 +30,8 @@ def test_half_of_the_images_hold_one_rectangle_of_another():
                 assert len(places) == places[-1] - places[0] + 1 and 5 <= len(places) <= 2 * LARGEST * 32
             assert image[0][where].unique().numel() == 1, "the patch comes from one image"
             changed += 1
-    assert changed > 25
+            covered += where.float().mean().item()
+    assert changed > 25 and 0.2 < covered / changed < 0.6, "patches end within the image"
 
 
 def test_a_patch_keeps_its_place():

@@ -116,12 +116,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"zsq_lab: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except Exception as error:
-        if not type(error).__module__.startswith("safetensors"):  # whose errors are of no other kind
-            raise
-        place = f"{out} could not be written" if (out := getattr(args, "out", None)) else "weights could not be read"
-        print(f"zsq_lab: {place}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line instead of a page of usage."""
 
     def error(self, message: str):
-        self.exit(2, f"zsq_lab: {message}. See `{self.prog} --help`.\n")
+        self.exit(2, f"zsq_lab: {message.rstrip('.')}. See `{self.prog} --help`.\n")
 
 
 class WrongArgument(ValueError):

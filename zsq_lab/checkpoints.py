@@ -7,8 +7,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from . import imagenet_models
@@ -17,6 +15,7 @@ from .folding import replace_module
 from .generators import Generator
 from .layers import QuantConfig, convert
 from .models import build, count_parameters
+from .weight_file import read_weights, write_weights
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20", "camvid/segmenter", "bccd/detector",
@@ -52,12 +51,11 @@ def load_model(name: str, path: Path | None = None) -> tuple[nn.Module, dict]:
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: train it with `python -m zsq_lab train --model {name}`")
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            weights = {key: file.get_tensor(key) for key in file.keys()}
+        weights, text = read_weights(path)
+        facts = json.loads(text.get("facts", "{}"))
         model = build(name.split("/")[1], facts.get("classes", 10))
         model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a checkpoint of {name}: {reason}. Restore the file or train it "
                          "again.") from error
@@ -66,11 +64,7 @@ def load_model(name: str, path: Path | None = None) -> tuple[nn.Module, dict]:
 
 def save_model(model: nn.Module, path: Path, facts: dict) -> None:
     """Write weights and facts, atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    save_file(weights, partial, {"facts": json.dumps(facts)})
-    partial.replace(path)
+    write_weights(path, model.state_dict(), {"facts": json.dumps(facts)})
 
 
 def write_card(path: Path, facts: dict) -> None:
@@ -109,12 +103,11 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
     if not path.is_file():
         raise ValueError(f"no quantized model at {path}: write one with `python -m zsq_lab quantize --out {path}`")
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            values = {key: file.get_tensor(key) for key in file.keys()}
+        values, text = read_weights(path)
+        facts = json.loads(text.get("facts", "{}"))
         student = empty_student(facts, values)
         student.load_state_dict(values)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a quantized model of this lab: {str(error).splitlines()[0]}. "
                          "Write it again with `python -m zsq_lab quantize`.") from error
     return student.eval(), facts
@@ -151,12 +144,11 @@ def load_generator(name: str, path: Path | None = None) -> tuple[Generator, dict
     if not path.is_file():
         raise ValueError(f"no generator at {path}: train it with `python -m zsq_lab generator --model {name}`")
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            weights = {key: file.get_tensor(key) for key in file.keys()}
+        weights, text = read_weights(path)
+        facts = json.loads(text.get("facts", "{}"))
         generator = Generator(tuple(facts["image_shape"]), facts["classes"])
         generator.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a generator of this lab: {str(error).splitlines()[0]}. Restore the file or train "
                          "it again.") from error
     return generator.eval().requires_grad_(False), facts

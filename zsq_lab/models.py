@@ -116,7 +116,10 @@ SCENE_ARCHITECTURES = {"segmenter": Segmenter, "detector": Detector}
 
 
 def build(architecture: str, num_classes: int = 10) -> nn.Module:
-    """An untrained network of `ARCHITECTURES` or `SCENE_ARCHITECTURES`; raises ValueError that lists the names for any other."""
+    """An untrained network of `ARCHITECTURES` or `SCENE_ARCHITECTURES`.
+
+    Raises ValueError, listing the names, for any other.
+    """
     known = ARCHITECTURES | SCENE_ARCHITECTURES
     if architecture not in known:
         raise ValueError(f"unknown architecture '{architecture}': expected one of {', '.join(known)}")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checkpoints import empty_student
@@ -19,6 +17,7 @@ from .folding import FoldedBatchNorm, replace_module
 from .layers import QuantLayer, quant_layers
 from .packing import pack, unpack
 from .quantizer import dequantize
+from .weight_file import read_weights, write_weights
 
 FORMAT = "zsq-lab packed 1"
 INPUTS = ("input_scales", "input_zero_points")  # of all quantized layers' call sites, in the order of the forward pass
@@ -44,10 +43,7 @@ def save_packed(student: nn.Module, path: Path, facts: dict) -> int:
     stored |= {key: values[key] for key in _rest(student)}
     stored = {key: value.detach().cpu().contiguous() for key, value in stored.items()}
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(stored, partial, {"format": FORMAT, "checksum": _checksum(stored), "facts": json.dumps(facts)})
-    partial.replace(path)
+    write_weights(path, stored, {"format": FORMAT, "checksum": _checksum(stored), "facts": json.dumps(facts)})
     return path.stat().st_size
 
 
@@ -61,16 +57,14 @@ def load_packed(path: Path, network: nn.Module | None = None) -> tuple[nn.Module
     if not path.is_file():
         raise ValueError(f"no packed model at {path}: write one with `python -m zsq_lab export --out {path}`")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            stored = {key: file.get_tensor(key) for key in file.keys()}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is '{metadata.get('format')}', expected '{FORMAT}'")
-        if metadata.get("checksum") != _checksum(stored):
+        stored, text = read_weights(path)
+        if text.get("format") != FORMAT:
+            raise ValueError(f"its format is '{text.get('format')}', expected '{FORMAT}'")
+        if text.get("checksum") != _checksum(stored):
             raise ValueError("its checksum is wrong, some bytes have changed")
-        facts = json.loads(metadata["facts"])
+        facts = json.loads(text["facts"])
         return _fill(empty_student(facts, stored, network), stored), facts
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a packed model of this lab: {str(error).splitlines()[0]}. "
                          "Write it again with `python -m zsq_lab export`.") from error
 

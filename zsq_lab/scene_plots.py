@@ -21,7 +21,8 @@ def scene_grid(images: Tensor, rows: dict[str, Sequence], classes: Sequence[str]
     """
     palette = colours(len(classes))
     n, ratio = len(images), images.shape[2] / images.shape[3]
-    figure, axes = plt.subplots(1 + len(rows), n, figsize=(n * scale + 0.9, (1 + len(rows)) * scale * ratio + 0.5), squeeze=False)
+    size = (n * scale + 0.9, (1 + len(rows)) * scale * ratio + 0.5)
+    figure, axes = plt.subplots(1 + len(rows), n, figsize=size, squeeze=False)
     present: set[int] = set()
     for row, (name, annotations) in enumerate([("image", [None] * n), *rows.items()]):
         for axis, image, annotation in zip(axes[row], images, annotations, strict=True):
@@ -63,6 +64,7 @@ def _boxes(axis: plt.Axes, annotation, classes: Sequence[str], palette: np.ndarr
     scores = found.get("scores", [1.0] * len(found["labels"]))
     for box, label, score in zip(found["boxes"].tolist(), found["labels"].tolist(), scores, strict=True):
         if score >= SHOWN:
-            axis.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, edgecolor=palette[label], linewidth=1.5))
+            axis.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, edgecolor=palette[label],
+                                     linewidth=1.5))
             axis.text(box[0], box[1], classes[label], fontsize=7, color="black", va="bottom",
                       bbox={"facecolor": palette[label], "pad": 0.5, "edgecolor": "none"})

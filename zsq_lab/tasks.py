@@ -77,8 +77,8 @@ def pixel_loss(student_output, teacher_output) -> Tensor:
     Several outputs (torchvision's {"out", "aux"}): the sum.
     """
     pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
-    return torch.stack([F.kl_div(F.log_softmax(own, 1), F.log_softmax(wanted, 1), reduction="none", log_target=True).sum(1).mean()
-                        for own, wanted in pairs]).sum()
+    logarithms = [(F.log_softmax(own, 1), F.log_softmax(wanted, 1)) for own, wanted in pairs]
+    return torch.stack([F.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean() for own, wanted in logarithms]).sum()
 
 
 def location_loss(student_output: dict[str, Tensor], teacher_output: dict[str, Tensor]) -> Tensor:
@@ -124,8 +124,8 @@ def _pixel_count(output) -> int | None:
 
 def _location_count(output) -> int | None:
     if not isinstance(output, dict) or not {"classes", "boxes"} <= set(output):
-        raise ValueError('a detector gives {"classes": [N, K, ...], "boxes": [N, 4, ...]} before anything is selected from them: '
-                         "wrap yours (zsq_lab.detectors does it for torchvision's)")
+        raise ValueError('a detector gives {"classes": [N, K, ...], "boxes": [N, 4, ...]} before anything is selected '
+                         "from them: wrap yours (zsq_lab.detectors does it for torchvision's)")
     return output["classes"].shape[1]
 
 

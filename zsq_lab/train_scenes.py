@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .checkpoints import load_model, save_model, write_card
@@ -20,6 +19,7 @@ from .scene_losses import box_loss, class_weights, mask_loss
 from .scene_views import draw_views, recolour
 from .scenes import SceneDataset, Scenes
 from .tasks import task_of
+from .weight_file import read_weights
 
 WHOLE = 0.8  # share of the run after which whole scenes are shown
 
@@ -75,13 +75,12 @@ def warm_start(network: nn.Module, name: str, start: Path) -> dict:
     if not start.is_file():
         raise ValueError(f"no checkpoint at {start}: expected one that `python -m zsq_lab train` wrote")
     try:
-        with safe_open(start, framework="pt") as file:
-            origin = json.loads((file.metadata() or {}).get("facts", "{}"))["model"]
+        origin = json.loads(read_weights(start)[1].get("facts", "{}"))["model"]
         other, facts = load_model(origin, start)
         same = origin.split("/")[1] == name.split("/")[1]
         mine, theirs = (network, other) if same else (network.pyramid, other.pyramid)
         mine.load_state_dict(theirs.state_dict())
-    except (SafetensorError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{start} is no checkpoint that {name} can start from: {str(error).splitlines()[0]}") from error
     return facts
 

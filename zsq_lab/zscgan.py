@@ -48,7 +48,7 @@ class Settings:
 
 
 PAPER = Settings(1e-3, (0.9, 0.999), 1.0, one_cycle=False, distance=squared_distance)  # the paper's two terms, one to one
-LAB = Settings(3e-3, (0.5, 0.99), 0.05, one_cycle=True, variety_weight=0.5)  # what each change brings is measured in notebook 04
+LAB = Settings(3e-3, (0.5, 0.99), 0.05, one_cycle=True, variety_weight=0.5)  # what each brings: notebook 04
 
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off

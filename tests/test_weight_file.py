@@ -1,0 +1,42 @@
+"""Weight files: what was written comes back, and a failure leaves the old file and nothing else."""
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from zsq_lab import weight_file
+from zsq_lab.weight_file import read_weights, write_weights
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3).T, "b.c": torch.tensor([1, 2], dtype=torch.int8)}
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / "file.safetensors"
+    write_weights(path, TENSORS, {"facts": "{}"})
+    tensors, text = read_weights(path)
+    assert text == {"facts": "{}"} and tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in TENSORS.items())
+
+
+def test_no_text_is_empty_text(tmp_path):
+    write_weights(tmp_path / "file", TENSORS, {})
+    assert read_weights(tmp_path / "file")[1] == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\xff" * 64])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match="eader"):
+        read_weights(tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_weights(path, TENSORS, {"facts": "old"})
+
+    def half_written(tensors, partial, text):
+        partial.write_bytes(b"half")
+        raise SafetensorError("no space left on device")
+    monkeypatch.setattr(weight_file, "save_file", half_written)
+    with pytest.raises(OSError, match="file could not be written: no space left"):
+        write_weights(path, TENSORS, {"facts": "new"})
+    assert read_weights(path)[1] == {"facts": "old"} and list(tmp_path.iterdir()) == [path]

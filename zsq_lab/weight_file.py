@@ -1,0 +1,33 @@
+"""Files of weights: tensors, and text that belongs to them, in one safetensors file that is written whole or not at all.
+
+Such a file holds numbers and no code, so that a foreign one may be opened.
+"""
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by their names, and its text. Raises ValueError for a file of another kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor], text: dict[str, str]) -> None:
+    """Write atomically, folders included: a reader sees the old file or the new one. Raises OSError where that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial, text)
+        partial.replace(path)
+    except SafetensorError as error:  # of a full disk, for instance
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        if partial.is_file():
+            partial.unlink()
