@@ -22,6 +22,7 @@ from .distill import FineTuning, dense_layers, knowledge_loss, stage_layers
 from .equalize import equalize
 from .evaluate import accuracy
 from .graph import Graph, trace
+from .image_start import suited
 from .images import optimise_images
 from .job import CALIBRATION_BATCH, Budget, learning_rate, named_budget, pool_sampler
 from .lab import real_images
@@ -65,6 +66,7 @@ VARIANTS = {
     "ranges from the extremes": Variant(searched=False),
     "images never mirrored": Variant(mirrored=False),
     "patches of other images, as at two bits": Variant(patches=True),
+    "images in colours each for itself": Variant(images={"correlation": 0.0}),
     "images of no class": Variant(images={"class_weight": 0.0}),
     "images of a class, statistics ignored": Variant(images={"statistics_weight": 0.0, "class_weight": 1.0}),
     "weights not equalized": Variant(equalized=False),
@@ -124,8 +126,9 @@ def _images(source: str, model: str, budget: Budget, seed: int, settings: tuple)
     if source == "noise":
         return torch.randn(budget.images, *dataset.image_shape, generator=torch.Generator().manual_seed(seed))
     teacher, _ = convert(load_model(model)[0], QuantConfig(), dataset.image_shape)
+    settings = suited(teacher, dataset.image_shape, seed=seed) | dict(settings)
     return optimise_images(teacher, budget.images, dataset.image_shape, batch_size=budget.image_batch, seed=seed,
-                           iterations=budget.image_iterations, progress=True, **dict(settings))[0]
+                           iterations=budget.image_iterations, progress=True, **settings)[0]
 
 
 @cache

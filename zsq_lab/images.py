@@ -17,7 +17,6 @@ from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
 BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
-AMPLITUDES = tuple(2.0 ** (step / 2) for step in range(-6, 3))  # 1/8 to 2
 SHIFT = 2  # pixels by which the whole batch moves at random before each look; of large images a 16th of the side
 
 
@@ -88,25 +87,6 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
             first = 0
     run.save("images", lambda: {"made": made, "iteration": 0}, now=True)
     return torch.cat(made), labels
-
-
-@torch.no_grad()
-def starting_amplitude(teacher: nn.Module, image_shape: tuple[int, ...], *, correlation: float = 0.0, seed: int = 0,
-                       samples: int = 8) -> float:
-    """The amplitude, of AMPLITUDES, at which coloured noise comes nearest to what the first BatchNorm remembers.
-
-    A network's inputs may deviate by 1 or by a fifth of that, as its makers normalised them; the first layer still knows.
-    """
-    require_statistics(teacher, "making images")
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(samples, *image_shape, generator=generator).to(next(teacher.parameters()).device)
-    noise = colour(noise, correlation)
-    distances = {}
-    with BatchNormStatistics(teacher) as statistics:
-        for amplitude in AMPLITUDES:
-            teacher(amplitude * noise)
-            distances[amplitude] = next(iter(statistics.distances().values()))
-    return min(distances, key=distances.get)
 
 
 def colour(white: Tensor, correlation: float = 0.0) -> Tensor:

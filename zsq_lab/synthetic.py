@@ -14,7 +14,8 @@ from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_laye
 from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
 from .gznq import prior_images
-from .images import count_classes, optimise_images, starting_amplitude
+from .image_start import suited
+from .images import count_classes, optimise_images
 from .job import Job, learning_rate, pool_sampler
 from .joint_rounding import exact_weights, round_together
 from .patches import patched
@@ -23,10 +24,6 @@ from .reconstruct import reconstruct
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
-# How large images are made, where there is time for few iterations: from a share of the contrast that the network knows, each
-# adding some; at a rate relative to it; in colours as little apart as those of photographs; with little weight on the class,
-# or the network is surer than of photographs.
-CONTRAST, RATE, CORRELATION, CLASS_WEIGHT = 0.4, 0.25, 0.85, 0.003
 
 
 def zeroq(job: Job) -> None:
@@ -94,12 +91,8 @@ def zaq_paper(job: Job) -> None:
 
 
 def _optimised(job: Job, n: int | None = None) -> Tensor:
-    n, settings = n or job.budget.images, {}
-    if job.large:
-        amplitude = CONTRAST * starting_amplitude(job.teacher, job.image_shape, correlation=CORRELATION, seed=job.seed)
-        settings = {"amplitude": amplitude, "learning_rate": RATE * amplitude, "class_weight": CLASS_WEIGHT,
-                    "correlation": CORRELATION}
-    run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, *([settings] if settings else []))
+    n, settings = n or job.budget.images, suited(job.teacher, job.image_shape, job.task, seed=job.seed)
+    run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, settings)
     images, _ = optimise_images(job.teacher, n, job.image_shape, batch_size=job.budget.image_batch,
                                 iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run,
                                 task=job.task, **settings)
