@@ -93,12 +93,12 @@ def test_a_second_run_measures_only_what_is_missing(tmp_path, monkeypatch, capsy
     assert "scales stay" in capsys.readouterr().out
 
 
-def test_summary_gives_means_spreads_and_costs():
+def test_summary_gives_means_ranges_and_costs():
     rows = [dict.fromkeys(ablation.COLUMNS, 0) | {"variant": name, "seed": seed, "drop": drop, "edge_bits": None}
             for name, drops in (("best", (1.0, 2.0)), ("other", (3.0, 7.0))) for seed, drop in enumerate(drops)]
     table = ablation.summary(pd.DataFrame(rows)).set_index("variant")
-    assert table.loc["best", ["drop", "spread", "seeds", "cost"]].tolist() == [1.5, 1.0, 2, 0.0]
-    assert table.loc["other", ["drop", "spread", "seeds", "cost"]].tolist() == [5.0, 4.0, 2, 3.5]
+    assert table.loc["best", ["drop", "low", "high", "seeds", "cost"]].tolist() == [1.5, 1.0, 2.0, 2, 0.0]
+    assert table.loc["other", ["drop", "low", "high", "seeds", "cost"]].tolist() == [5.0, 3.0, 7.0, 2, 3.5]
 
 
 @pytest.mark.parametrize("wrong, words", [(["--budget", "huge"], "unknown budget 'huge'"), (["-w", "1"], "not a bit width"),

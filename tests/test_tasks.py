@@ -84,7 +84,7 @@ def test_budgets_of_scenes_have_fewer_images_and_the_same_iterations():
     standard = BUDGETS["standard"]
     assert CLASSIFICATION.budget(standard) is standard
     scenes = SEGMENTATION.budget(standard)
-    assert (scenes.images, scenes.image_batch, scenes.batch_size) == (64, 16, 8)
+    assert (scenes.images, scenes.image_batch, scenes.batch_size) == (128, 16, 8)
     assert scenes.finetune_iterations == standard.finetune_iterations and scenes.name == "standard"
 
 

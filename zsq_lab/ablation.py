@@ -1,6 +1,6 @@
 """What each ingredient of `best` is worth: the recipe again and again, each time with one thing changed (notebook 05).
 
-`python -m zsq_lab.ablation --csv data/results/ablation.csv` measures all variants for three seeds; rows that the table
+`python -m zsq_lab.ablation --csv data/results/ablation/NAME.csv` measures all variants for three seeds; rows that the table
 has already are not measured again, so an interrupted run goes on.
 """
 import copy
@@ -148,11 +148,10 @@ def load(csv: Path) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean drop and spread over the seeds of each variant, in points, and what the change costs beside `best`."""
+    """Mean drop of each variant in points, least and largest over the seeds, and what the change costs beside `best`."""
     setting = [column for column in COLUMNS[:6] if column != "variant"]
     groups = table.groupby([*setting, "variant"], sort=False, dropna=False)
-    means = groups.agg(drop=("drop", "mean"), spread=("drop", lambda drops: drops.max() - drops.min()),
-                       seeds=("seed", "count")).reset_index()
+    means = groups.agg(drop=("drop", "mean"), low=("drop", "min"), high=("drop", "max"), seeds=("seed", "count")).reset_index()
     own = means[means.variant == "best"].set_index(setting)["drop"]
     means["cost"] = means["drop"] - means.set_index(setting).index.map(own)
     return means.round(2)
