@@ -6,9 +6,9 @@ from torch import nn
 
 from zsq_lab import imagenet_gallery
 from zsq_lab.image_folder import Preprocess, classes
+from zsq_lab.image_maker import make_images
 from zsq_lab.imagenet_evaluate import denormalise
 from zsq_lab.imagenet_models import preprocess
-from zsq_lab.images import optimise_images
 from zsq_lab.layers import QuantConfig, convert
 
 SMALL = Preprocess(40, 32)
@@ -34,10 +34,8 @@ def test_a_sheet_reads_back_as_it_was_made(tmp_path, monkeypatch):
     read, wanted = imagenet_gallery.load(file, labels, SMALL)
     assert wanted.tolist() == list(labels) and read.shape == (5, 3, 32, 32) and facts["believed"].endswith("of 5")
     teacher, _ = convert(network, QuantConfig(), SMALL.image_shape)
-    made, _ = optimise_images(teacher, 5, SMALL.image_shape, iterations=2, batch_size=5, labels=torch.tensor(labels),
-                              class_weight=imagenet_gallery.CLASS_WEIGHT, amplitude=imagenet_gallery.AMPLITUDE,
-                              correlation=imagenet_gallery.CORRELATION,
-                              learning_rate=imagenet_gallery.RATE, seed=imagenet_gallery.SEED)
+    made, _ = make_images(teacher, 5, SMALL.image_shape, iterations=2, batch_size=5, labels=torch.tensor(labels),
+                          class_weight=imagenet_gallery.CLASS_WEIGHT, seed=imagenet_gallery.SEED)
     assert (denormalise(read, SMALL) - denormalise(made, SMALL)).abs().mean() < 0.05, "JPEG should lose little"
     with pytest.raises(ValueError, match="expected 896x448"):
         imagenet_gallery.load(file)

@@ -139,3 +139,20 @@ def test_colours_of_noise_are_as_alike_as_is_asked():
         seen = torch.corrcoef(made.transpose(0, 1).flatten(1))
         assert seen[~torch.eye(3, dtype=torch.bool)].mean().item() == pytest.approx(wanted, abs=0.06)
         assert made.std().item() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 1.25])
+def test_amplitudes_of_noise_fall_as_is_asked(slope):
+    made = colour(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)), slope=slope)
+    amplitude = torch.fft.fft2(made).abs().mean((0, 1))[0]  # along the frequencies of one axis
+    assert (amplitude[2] / amplitude[8]).item() == pytest.approx(4 ** slope, rel=0.1)
+    assert made.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_images_go_on_from_those_that_are_given(teacher):
+    begun = 3 * images(6)
+    kept, _ = optimise_images(teacher, 6, IMAGE, iterations=0, batch_size=4, begin=begun)
+    assert torch.equal(kept, begun)
+    made, _ = optimise_images(teacher, 6, IMAGE, iterations=20, batch_size=4, begin=begun)
+    assert torch.corrcoef(torch.stack([made.flatten(), begun.flatten()]))[0, 1] > 0.5
+    assert distance(teacher, made) < distance(teacher, begun)

@@ -22,8 +22,7 @@ from .distill import FineTuning, dense_layers, knowledge_loss, stage_layers
 from .equalize import equalize
 from .evaluate import accuracy
 from .graph import Graph, trace
-from .image_start import suited
-from .images import optimise_images
+from .image_maker import make_images
 from .job import CALIBRATION_BATCH, Budget, learning_rate, named_budget, pool_sampler
 from .lab import real_images
 from .layers import QuantConfig, convert, quantize_model
@@ -126,9 +125,8 @@ def _images(source: str, model: str, budget: Budget, seed: int, settings: tuple)
     if source == "noise":
         return torch.randn(budget.images, *dataset.image_shape, generator=torch.Generator().manual_seed(seed))
     teacher, _ = convert(load_model(model)[0], QuantConfig(), dataset.image_shape)
-    settings = suited(teacher, dataset.image_shape, seed=seed) | dict(settings)
-    return optimise_images(teacher, budget.images, dataset.image_shape, batch_size=budget.image_batch, seed=seed,
-                           iterations=budget.image_iterations, progress=True, **settings)[0]
+    return make_images(teacher, budget.images, dataset.image_shape, iterations=budget.image_iterations,
+                       batch_size=budget.image_batch, seed=seed, progress=True, **dict(settings))[0]
 
 
 @cache

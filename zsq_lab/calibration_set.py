@@ -114,8 +114,7 @@ def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: i
     """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same
     ones."""
     from .data import cache_folder
-    from .image_start import suited
-    from .images import optimise_images
+    from .image_maker import make_images
     from .job import Job, named_budget
     from .layers import QuantConfig, convert
     from .resume import RunState
@@ -124,8 +123,6 @@ def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: i
     teacher, student = convert(network, QuantConfig(), image_shape)
     job = Job(teacher, student, QuantConfig(), image_shape, budget, seed,
               run=RunState(cache_folder() / "runs" / "export"))
-    settings = suited(teacher, image_shape, seed=seed)
-    run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch, settings)
-    return optimise_images(teacher, budget.images, image_shape, batch_size=budget.image_batch, seed=seed,
-                           iterations=budget.image_iterations, progress=progress, run=run,
-                           **settings)[0]
+    run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch)
+    return make_images(teacher, budget.images, image_shape, iterations=budget.image_iterations,
+                       batch_size=budget.image_batch, seed=seed, progress=progress, run=run)[0]

@@ -14,8 +14,7 @@ from .data import Dataset, Split, cache_folder
 from .image_folder import ImageFolder, Preprocess, classes, find_images
 from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, synthetic_agreement
 from .imagenet_models import check_name, load_imagenet
-from .image_start import suited
-from .images import optimise_images
+from .image_maker import make_images
 from .job import fingerprint
 from .layers import QuantConfig, convert
 from .recipes import RECIPES, quantize
@@ -154,11 +153,10 @@ def reference_images(folder: ImageFolder | None, preprocess: Preprocess) -> Tens
 def held_out_images(teacher: nn.Module, image_shape: tuple[int, int, int], *, n: int = HELD_OUT,
                     iterations: int = HELD_OUT_ITERATIONS, runs: Path | None = None) -> Tensor:
     """Synthetic images [n, *image_shape] that no recipe has seen; made once and kept in the cache for each network."""
-    settings = suited(teacher, image_shape, seed=HELD_OUT_SEED)
-    key = fingerprint(teacher, "held out", list(image_shape), n, iterations, settings)
+    key = fingerprint(teacher, "held out", list(image_shape), n, iterations)
     run = RunState((runs or cache_folder() / "runs") / f"held_out_{key}")
-    return optimise_images(teacher, n, image_shape, iterations=iterations, batch_size=min(n, 16), seed=HELD_OUT_SEED,
-                           progress=True, run=run, **settings)[0]
+    return make_images(teacher, n, image_shape, iterations=iterations, batch_size=min(n, 16), seed=HELD_OUT_SEED,
+                       progress=True, run=run)[0]
 
 
 def warn_unreadable(folder: ImageFolder) -> None:

@@ -31,15 +31,16 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0,
-                    labels: Tensor | None = None, seed: int = 0,
+                    labels: Tensor | None = None, begin: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
-                    progress: bool = False, run: RunState | None = None,
+                    progress: bool = False, run: RunState | None = None, phase: str = "images",
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
     """n images [n, *image_shape] in the model's own (normalised) scale, and the labels they were made for (or None).
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. correlation: as `colour` takes it.
+    normalised to deviation 1. correlation: as `colour` takes it. begin: images [n, *image_shape] to go on from instead of noise.
+    phase: the name that this work's state has in `run`.
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
@@ -51,15 +52,19 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
         labels = torch.arange(n) % classes
         labels = labels[torch.randperm(n, generator=generator)]
     run = run or RunState()
-    state = run.load("images") or {"made": [], "iteration": 0}
+    state = run.load(phase) or {"made": [], "iteration": 0}
     made, first = [images.to(device) for images in state["made"]], state["iteration"]
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-    bar = tqdm(total=iterations * len(batches), initial=iterations * len(made) + first, desc="images",
+    bar = tqdm(total=iterations * len(batches), initial=iterations * len(made) + first, desc=phase,
                disable=not progress, leave=False)
     with BatchNormStatistics(teacher) as statistics, bar, economical(teacher, image_shape, min(n, batch_size)):
         for batch in batches[len(made):]:
-            noise = amplitude * torch.randn(len(batch), *image_shape, generator=generator)
-            white = noise.to(device).requires_grad_(True)
+            if begin is None:
+                white, base = amplitude * torch.randn(len(batch), *image_shape, generator=generator).to(device), 0.0
+            else:
+                base = begin[batch.start:batch.stop].to(device)
+                white = torch.zeros_like(base)
+            white.requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
             optimizer = torch.optim.Adam([white], lr=learning_rate, betas=BETAS)
             if first:  # the middle of a batch
@@ -68,7 +73,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 generator.set_state(state["generator"])
             for iteration in range(first, iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                output = teacher(_jitter(colour(white, correlation), generator))
+                output = teacher(_jitter(base + colour(white, correlation), generator))
                 distance = statistics.loss()
                 class_loss = task.label_loss(output, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
@@ -78,21 +83,22 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 white.grad, = torch.autograd.grad(loss, white)
                 optimizer.step()
                 bar.update()
-                run.save("images", lambda: {"made": made, "white": white.detach(), "optimizer": optimizer.state_dict(),
+                run.save(phase, lambda: {"made": made, "white": white.detach(), "optimizer": optimizer.state_dict(),
                                             "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
                     losses = {"statistics": distance.item(), "class": class_loss.item()}
-                    on_step(iteration, colour(white.detach(), correlation), losses)
-            made.append(colour(white.detach(), correlation))
+                    on_step(iteration, base + colour(white.detach(), correlation), losses)
+            made.append(base + colour(white.detach(), correlation))
             first = 0
-    run.save("images", lambda: {"made": made, "iteration": 0}, now=True)
+    run.save(phase, lambda: {"made": made, "iteration": 0}, now=True)
     return torch.cat(made), labels
 
 
-def colour(white: Tensor, correlation: float = 0.0) -> Tensor:
+def colour(white: Tensor, correlation: float = 0.0, slope: float = 1.0) -> Tensor:
     """White noise [N, C, *spatial] to noise whose amplitude falls as 1 / frequency, as in natural images; same deviation.
 
-    correlation: of any two channels, from 0 (each for itself) up to, but not including, 1 (grey).
+    correlation: of any two channels, from 0 (each for itself) up to, but not including, 1 (grey). slope: of the amplitude over
+    the frequency on logarithmic axes.
     Linear and smooth to differentiate. Inputs without positions ([N, C]) stay as they are.
     """
     spatial = white.shape[2:]
@@ -101,7 +107,7 @@ def colour(white: Tensor, correlation: float = 0.0) -> Tensor:
     dims = tuple(range(2, white.ndim))
     axes = torch.meshgrid(*(torch.fft.fftfreq(size, device=white.device) for size in spatial), indexing="ij")
     frequency = torch.stack(axes).square().sum(0).sqrt().clamp(min=1 / max(spatial))
-    amplitude = 1 / frequency
+    amplitude = frequency ** -slope
     amplitude = (amplitude / amplitude.square().mean().sqrt())[..., : spatial[-1] // 2 + 1]
     images = _alike(torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) * amplitude, s=spatial, dim=dims), correlation)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images

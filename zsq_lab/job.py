@@ -41,7 +41,7 @@ BUDGETS = {b.name: b for b in (Budget("quick", 128, 100, 150, 60), Budget("stand
 # For images of 128x128 pixels and more, where one costs what fifty small ones do; batches that fit into 8 GiB. Passes forwards
 # and backwards through EfficientNet-Lite0 on one core: nine images a second; a step of all blocks together takes 3.2 seconds.
 LARGE_BUDGETS = {b.name: b for b in (Budget("quick", 64, 15, 40, 60, 16, 16, 20),
-                                     Budget("standard", 256, 20, 40, 300, 16, 16, 200),
+                                     Budget("standard", 512, 20, 60, 300, 16, 16, 500),
                                      Budget("long", 2048, 60, 1000, 5000, 32, 32, 4000))}
 
 

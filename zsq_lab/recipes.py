@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import post_training, synthetic
-from .image_start import suited
-from .images import optimise_images
+from .image_maker import make_images
 from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget, pool_sampler  # noqa: F401  (for notebook 03)
 from .layers import QuantConfig, check_model, convert, quant_layers
 from .memory import is_large, keep_freed_memory
@@ -135,9 +134,8 @@ def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], 
     if is_large(image_shape):
         keep_freed_memory()
     teacher, _ = convert(model, QuantConfig(), tuple(image_shape))
-    images, _ = optimise_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations,
-                                batch_size=budget.image_batch, seed=seed, progress=progress, task=task,
-                                **suited(teacher, tuple(image_shape), task, seed=seed))
+    images, _ = make_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations,
+                            batch_size=budget.image_batch, seed=seed, progress=progress, task=task)
     return images.contiguous()
 
 
