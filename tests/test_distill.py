@@ -14,6 +14,7 @@ from zsq_lab.distill import (
     output_loss,
     relative_error,
     stage_layers,
+    thorough_loss,
 )
 from zsq_lab.graph import trace
 from zsq_lab.health import Stopped
@@ -232,3 +233,14 @@ def test_divergence_is_named_and_leaves_nothing_learnable():
     with pytest.raises(Stopped, match=r"fine-tuning diverged after \d+% of its run.*lower the learning rate"):
         finetune(student, teacher, draw, stages, iterations=5, learning_rate=1e30)
     assert not any(p.requires_grad for p in student.parameters())
+
+
+def test_thorough_loss_worked_by_hand():
+    """Output loss, the outputs' relative error 2 / 1, and three times the features' (4 / 25 + 1 / 4) / 2."""
+    logits, wanted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    own = {"a": torch.tensor([[3.0, 2.0]]), "b": torch.tensor([[1.0]])}
+    features = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[2.0]])}
+    expected = output_loss(logits, wanted).item() + 2 + 3 * (4 / 25 + 1 / 4) / 2
+    assert thorough_loss(logits, wanted, own, features).item() == pytest.approx(expected)
+    several = thorough_loss((logits, torch.tensor([1])), (wanted, torch.tensor([2])), own, features)
+    assert several.item() == pytest.approx(expected), "whole numbers are not compared"

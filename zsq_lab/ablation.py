@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .arguments import Parser, WrongArgument, bit_width, positive
 from .checkpoints import load_model
 from .data import find_dataset
-from .distill import FineTuning, dense_layers, knowledge_loss, stage_layers
+from .distill import FineTuning, dense_layers, knowledge_loss, stage_layers, thorough_loss
 from .equalize import equalize
 from .evaluate import accuracy
 from .graph import Graph, trace
@@ -40,15 +40,16 @@ class Variant:
     """`best` with one thing changed: what it learns from, where it is compared, what may move, how it starts.
 
     images: settings of `optimise_images` that differ. source: "made", "noise" or "real". find: the layers that are
-    compared; outputs_only: none of them. mirrored: half of each batch. patches: of other images, in half of it. frozen:
-    "weights" or "scales" stay as they are. searched: ranges of least error, not of the extremes. equalized: weights as
-    `equalize` leaves them, before all else.
+    compared; outputs_only: none of them; thorough: by `thorough_loss`, not `knowledge_loss`. mirrored: half of each batch.
+    patches: of other images, in half of it. frozen: "weights" or "scales" stay as they are. searched: ranges of least
+    error, not of the extremes. equalized: weights as `equalize` leaves them, before all else.
     """
 
     images: dict = field(default_factory=dict)
     source: str = "made"
     find: Callable[[Graph], list[str]] = dense_layers
     outputs_only: bool = False
+    thorough: bool = True
     mirrored: bool = True
     patches: bool = False
     frozen: str = ""
@@ -60,6 +61,7 @@ VARIANTS = {
     "best": Variant(),
     "compared only where the resolution changes": Variant(find=stage_layers),
     "compared only at the output": Variant(outputs_only=True),
+    "logits compared by divergence alone": Variant(thorough=False),
     "scales stay": Variant(frozen="scales"),
     "weights stay": Variant(frozen="weights"),
     "ranges from the extremes": Variant(searched=False),
@@ -108,7 +110,7 @@ def learn(student: nn.Module, teacher: nn.Module, images: Tensor, variant: Varia
 
     draw = pool_sampler(images, budget.batch_size) if variant.mirrored else unmirrored
     draw = patched(draw) if variant.patches else draw
-    loss = of_outputs if variant.outputs_only else knowledge_loss
+    loss = of_outputs if variant.outputs_only else thorough_loss if variant.thorough else knowledge_loss
     with FineTuning(student, teacher, variant.find(trace(teacher, shape)), rate, loss) as tuning:
         tuning.rates = [0.0 if (group == 0) == (variant.frozen == "weights") and variant.frozen else own
                         for group, own in enumerate(tuning.rates)]  # the first group holds weights, all others scales

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import adversary, zscgan
 from .blocks import find_blocks
-from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers
+from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers, thorough_loss
 from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
 from .gznq import prior_images
@@ -37,8 +37,8 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer, at two bits on images with patches
-    of others; large images: roundings are learned block by block, then all at once."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer and the outputs twice
+    (`thorough_loss`), at two bits on images with patches of others; large images: roundings are learned block by block, then all at once."""
     images = _optimised(job)
     equalize_where_it_serves(job, images)
     if job.large:
@@ -47,7 +47,7 @@ def best(job: Job) -> None:
         job.fit(images[:job.range_images])
         draw = pool_sampler(images, job.budget.batch_size)
         few_levels = min(job.config.weight_bits, job.config.activation_bits) <= PATCHED_BITS
-        _finetune(job, patched(draw) if few_levels else draw, dense_layers)
+        _finetune(job, patched(draw) if few_levels else draw, dense_layers, thorough_loss)
 
 
 def reconstructed(job: Job) -> None:
@@ -160,10 +160,10 @@ def _finetune_from(job: Job, generator: Generator) -> None:
     _finetune(job, fresh)
 
 
-def _finetune(job: Job, sampler: Sampler, find=stage_layers) -> None:
+def _finetune(job: Job, sampler: Sampler, find=stage_layers, loss=knowledge_loss) -> None:
     finetune(job.student, job.teacher, sampler, job.compared(find), seed=job.seed,
              iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config), progress=job.progress,
-             run=job.run, loss=partial(knowledge_loss, task=job.task))
+             run=job.run, loss=partial(loss, task=job.task))
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
 
 
