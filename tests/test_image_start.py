@@ -5,7 +5,17 @@ from networks import IMAGE, Residual, awaken, images, snapshot, same_state, teac
 from torch import nn
 
 from zsq_lab.checkpoints import load_model
-from zsq_lab.image_start import AMPLITUDES, CORRELATIONS, natural_noise, suited
+from zsq_lab.image_start import (
+    AMPLITUDES,
+    CORRELATIONS,
+    LARGE_CLASS_WEIGHT,
+    LARGE_CONTRAST,
+    LARGE_RATE,
+    LARGE_SLOPE,
+    RATE,
+    natural_noise,
+    suited,
+)
 from zsq_lab.images import colour, optimise_images
 from zsq_lab.layers import QuantConfig, convert
 
@@ -19,6 +29,17 @@ def test_the_first_batchnorm_knows_contrast_and_colours(contrast, correlation):
     near = CORRELATIONS.index(correlation)
     assert found in CORRELATIONS[max(0, near - 1):near + 2]
     assert same_state(kept, taught.state_dict())
+    settings = suited(taught, (3, 16, 16))
+    assert settings["amplitude"] == contrast and settings["learning_rate"] == pytest.approx(RATE * contrast)
+
+
+def test_large_images_are_asked_for_with_smoother_noise_and_begin_paler():
+    shape = (3, 128, 128)
+    taught = teach(awaken(Residual()), 0.5 * colour(images(8, shape), 0.85, LARGE_SLOPE))
+    settings = suited(taught, shape)
+    assert settings["amplitude"] == LARGE_CONTRAST * 0.5 and settings["class_weight"] == LARGE_CLASS_WEIGHT
+    assert settings["learning_rate"] == pytest.approx(LARGE_RATE * settings["amplitude"])
+    assert settings["correlation"] == 0.85 != natural_noise(taught, shape)[1], "other noise would name other colours"
 
 
 def test_a_network_of_photographs_wants_channels_alike():
@@ -50,6 +71,7 @@ def test_the_order_of_the_forward_pass_says_which_layer_is_first():
         def forward(self, x):
             return self.late(1 + 7 * self.early(self.conv(x)))
     taught = teach(awaken(Backwards()), 0.25 * colour(images(64, (3, 16, 16))))
+    taught.late.running_var *= 16  # it would name a contrast four times as large
     assert natural_noise(taught, (3, 16, 16))[0] == 0.25
 
 
