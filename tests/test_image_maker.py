@@ -56,22 +56,21 @@ def test_the_second_half_goes_on_from_the_first(photographer):
         assert statistics.loss() < before
 
 
-@pytest.mark.parametrize("stop_at", [5, 20])  # iterations: in the small half, in the large one
-def test_an_interrupted_run_ends_with_the_same_images(photographer, tmp_path, monkeypatch, stop_at):
+@pytest.mark.parametrize("stop_at, side", [(5, 64), (14, 128)])  # of 12 iterations with small images and 6 with large ones
+def test_an_interrupted_run_ends_with_the_same_images(photographer, tmp_path, stop_at, side):
     whole, _ = make_images(photographer, 4, LARGE, iterations=6, batch_size=2)
-    looks = 0
+    sides = []
 
-    def stop(*_):
-        nonlocal looks
-        looks += 1
-        if looks == stop_at:
+    def stop(_iteration, made, _losses):
+        sides.append(made.shape[-1])
+        if len(sides) == stop_at:
             raise KeyboardInterrupt
-    hook = photographer.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        make_images(photographer, 4, LARGE, iterations=6, batch_size=2, run=RunState(tmp_path, every=0))
-    hook.remove()
-    resumed, _ = make_images(photographer, 4, LARGE, iterations=6, batch_size=2, run=RunState(tmp_path, every=0))
-    assert torch.equal(whole, resumed)
+        make_images(photographer, 4, LARGE, iterations=6, batch_size=2, run=RunState(tmp_path, every=0), on_step=stop)
+    assert sides[-1] == side
+    resumed, _ = make_images(photographer, 4, LARGE, iterations=6, batch_size=2, run=RunState(tmp_path, every=0),
+                             on_step=lambda _, made, __: sides.append(made.shape[-1]))
+    assert torch.equal(whole, resumed) and len(sides) == 18, "what was done is not done again"
 
 
 def test_a_network_of_one_size_gets_its_images_at_that_size():
