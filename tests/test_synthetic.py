@@ -7,6 +7,7 @@ from networks import IMAGE, TINY, Mobile, Residual, awaken, images
 from torch import nn
 
 from zsq_lab import adversary, synthetic, zscgan
+from zsq_lab.distill import knowledge_loss, thorough_loss
 from zsq_lab.generators import ConditionalBatchNorm, Generator
 from zsq_lab.health import Stopped
 from zsq_lab.job import Budget, Job
@@ -145,3 +146,13 @@ def test_best_pastes_patches_only_at_two_bits(monkeypatch, bits, mixed):
     work.config = QuantConfig(bits, 8)
     synthetic.best(work)
     assert bool(wrapped) == mixed
+
+
+@pytest.mark.parametrize("bits, thorough", [(2, False), (3, True), (4, False)])
+def test_best_compares_outputs_twice_only_at_three_bits(monkeypatch, bits, thorough):
+    losses = []
+    monkeypatch.setattr(synthetic, "finetune", lambda *_, loss, **__: losses.append(loss.func))
+    work = job()
+    work.config = QuantConfig(8, bits)
+    synthetic.best(work)
+    assert losses == [thorough_loss if thorough else knowledge_loss]

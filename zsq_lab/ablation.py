@@ -37,7 +37,8 @@ COLUMNS = ("model", "variant", "weight_bits", "activation_bits", "edge_bits", "b
 
 @dataclass(frozen=True)
 class Variant:
-    """`best` with one thing changed: what it learns from, where it is compared, what may move, how it starts.
+    """`best` as it is at three bits, with one thing changed: what it learns from, where and how it is compared, what may
+    move, how it starts.
 
     images: settings of `optimise_images` that differ. source: "made", "noise" or "real". find: the layers that are
     compared; outputs_only: none of them; thorough: by `thorough_loss`, not `knowledge_loss`. mirrored: half of each batch.

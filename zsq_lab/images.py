@@ -39,8 +39,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. correlation: as `colour` takes it. begin: images [n, *image_shape] to go on from instead of noise.
-    phase: the name that this work's state has in `run`.
+    normalised to deviation 1. correlation: as `colour` takes it. begin: images [n, *image_shape] to go on from instead of
+    noise. phase: the name that this work's state has in `run`.
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
