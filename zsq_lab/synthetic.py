@@ -39,7 +39,8 @@ def distilled(job: Job) -> None:
 
 def best(job: Job) -> None:
     """Optimised images, equalized weights, then fine-tuning that compares at every layer, at three bits outputs twice
-    (`thorough_loss`), at two bits on images with patches of others; large images: roundings are learned block by block, then all at once."""
+    (`thorough_loss`), at two bits on images with patches of others; large images: roundings are learned block by block,
+    then all at once."""
     images = _optimised(job)
     equalize_where_it_serves(job, images)
     if job.large:
