@@ -6,12 +6,13 @@ import torch
 from networks import IMAGE, TINY, Mobile, Residual, awaken, images
 from torch import nn
 
-from zsq_lab import adversary, synthetic, zscgan
+from zsq_lab import adversary, image_start, synthetic, zscgan
 from zsq_lab.distill import knowledge_loss, thorough_loss
 from zsq_lab.generators import ConditionalBatchNorm, Generator
 from zsq_lab.health import Stopped
 from zsq_lab.job import Budget, Job
 from zsq_lab.layers import QuantConfig, convert, quant_layers
+from zsq_lab.resume import RunState
 
 CALIBRATION_ONLY = (synthetic.zeroq, synthetic.gznq)
 FINE_TUNED = (synthetic.distilled, synthetic.gznq_finetuned, synthetic.zs_cgan, synthetic.zs_cgan_paper, synthetic.zaq,
@@ -156,3 +157,13 @@ def test_best_compares_outputs_twice_only_at_three_bits(monkeypatch, bits, thoro
     work.config = QuantConfig(8, bits)
     synthetic.best(work)
     assert losses == [thorough_loss if thorough else knowledge_loss]
+
+
+def test_kept_images_are_not_taken_for_those_of_other_settings(monkeypatch, tmp_path):
+    """Whoever changes how images begin gets new ones, also where a sweep's folder still has the old."""
+    work = job()
+    work.run = RunState(tmp_path / "run")
+    first = synthetic._optimised(work)
+    assert torch.equal(first, synthetic._optimised(work))
+    monkeypatch.setattr(image_start, "RATE", 0.5)
+    assert not torch.equal(first, synthetic._optimised(work))

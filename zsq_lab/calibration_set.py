@@ -115,6 +115,7 @@ def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: i
     ones."""
     from .data import cache_folder
     from .image_maker import make_images
+    from .image_start import suited
     from .job import Job, named_budget
     from .layers import QuantConfig, convert
     from .resume import RunState
@@ -123,6 +124,7 @@ def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: i
     teacher, student = convert(network, QuantConfig(), image_shape)
     job = Job(teacher, student, QuantConfig(), image_shape, budget, seed,
               run=RunState(cache_folder() / "runs" / "export"))
-    run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch)
+    settings = suited(teacher, image_shape, seed=seed)
+    run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch, settings)
     return make_images(teacher, budget.images, image_shape, iterations=budget.image_iterations,
-                       batch_size=budget.image_batch, seed=seed, progress=progress, run=run)[0]
+                       batch_size=budget.image_batch, seed=seed, progress=progress, run=run, settings=settings)[0]

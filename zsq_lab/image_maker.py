@@ -18,14 +18,15 @@ LATE_RATE = 0.5  # of the learning rate, once the images have their full size
 
 
 def make_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int, batch_size: int, seed: int = 0,
-                task: Task = CLASSIFICATION, progress: bool = False, run: RunState | None = None,
+                task: Task = CLASSIFICATION, progress: bool = False, run: RunState | None = None, settings: dict | None = None,
                 **changes) -> tuple[Tensor, Tensor | None]:
     """n images [n, *image_shape] in the model's own scale and their labels, with the settings that suit the network.
 
-    iterations: on each batch, counted as if all were at full size. changes: settings of `optimise_images` that differ.
+    iterations: on each batch, counted as if all were at full size. settings: what `suited` says, from a caller who has asked
+    it already, to name a kept state by it. changes: settings of `optimise_images` that differ.
     Raises as `optimise_images` does.
     """
-    settings = suited(teacher, image_shape, task, seed=seed) | changes
+    settings = (settings or suited(teacher, image_shape, task, seed=seed)) | changes
     common = {"batch_size": batch_size, "seed": seed, "task": task, "progress": progress, "run": run}
     small = smaller(teacher, image_shape, task)
     if small is None:

@@ -15,6 +15,7 @@ from .image_folder import ImageFolder, Preprocess, classes, find_images
 from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, synthetic_agreement
 from .imagenet_models import check_name, load_imagenet
 from .image_maker import make_images
+from .image_start import suited
 from .job import fingerprint
 from .layers import QuantConfig, convert
 from .recipes import RECIPES, quantize
@@ -153,10 +154,11 @@ def reference_images(folder: ImageFolder | None, preprocess: Preprocess) -> Tens
 def held_out_images(teacher: nn.Module, image_shape: tuple[int, int, int], *, n: int = HELD_OUT,
                     iterations: int = HELD_OUT_ITERATIONS, runs: Path | None = None) -> Tensor:
     """Synthetic images [n, *image_shape] that no recipe has seen; made once and kept in the cache for each network."""
-    key = fingerprint(teacher, "held out", list(image_shape), n, iterations)
+    settings = suited(teacher, image_shape, seed=HELD_OUT_SEED)
+    key = fingerprint(teacher, "held out", list(image_shape), n, iterations, settings)
     run = RunState((runs or cache_folder() / "runs") / f"held_out_{key}")
     return make_images(teacher, n, image_shape, iterations=iterations, batch_size=min(n, 16), seed=HELD_OUT_SEED,
-                       progress=True, run=run)[0]
+                       progress=True, run=run, settings=settings)[0]
 
 
 def warn_unreadable(folder: ImageFolder) -> None:

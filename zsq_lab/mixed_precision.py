@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .image_maker import make_images
+from .image_start import suited
 from .job import fingerprint
 from .layers import QuantConfig, convert, quant_layers, quantization_off
 from .quantizer import dequantize, integer_range, qparams_from_range, quantize
@@ -31,9 +32,11 @@ def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, .
     """
     check_size_budget(size_budget)
     teacher, student = convert(model, config, image_shape)
-    run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed)}" if shared else None)
+    settings = suited(teacher, image_shape, task, seed=seed)
+    run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed, settings)}" if shared else None)
     n = IMAGES // task.per_image
-    images, _ = make_images(teacher, n, image_shape, iterations=ITERATIONS, batch_size=n, seed=seed, run=run, task=task)
+    images, _ = make_images(teacher, n, image_shape, iterations=ITERATIONS, batch_size=n, seed=seed, run=run, task=task,
+                            settings=settings)
     counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
     front = pareto_front(sensitivity(teacher, student, images, task=task), counts)
     return dict(zip(quant_layers(student), front.assignment(size_budget * 32 * sum(counts)), strict=True))

@@ -15,6 +15,7 @@ from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
 from .gznq import prior_images
 from .image_maker import make_images
+from .image_start import suited
 from .images import count_classes
 from .job import Job, learning_rate, pool_sampler
 from .joint_rounding import exact_weights, round_together
@@ -94,10 +95,11 @@ def zaq_paper(job: Job) -> None:
 
 
 def _optimised(job: Job, n: int | None = None) -> Tensor:
-    n = n or job.budget.images
-    run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch)
+    n, settings = n or job.budget.images, suited(job.teacher, job.image_shape, job.task, seed=job.seed)
+    run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, settings)
     images, _ = make_images(job.teacher, n, job.image_shape, iterations=job.budget.image_iterations,
-                            batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run, task=job.task)
+                            batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run, task=job.task,
+                            settings=settings)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
 
