@@ -93,6 +93,18 @@ def test_a_second_run_measures_only_what_is_missing(tmp_path, monkeypatch, capsy
     assert "scales stay" in capsys.readouterr().out
 
 
+def test_a_measurement_on_few_test_images_is_no_measurement_on_more(tmp_path, capsys):
+    table = tmp_path / "new" / "a.csv"
+    few = ["--model", MODEL, "--budget", "tiny", "--csv", str(table), "--variants", "best", "--seeds", "0", "--n-test"]
+    for n, rows in (("50", [50]), ("60", [50, 60]), ("50", [50, 60])):
+        ablation.main([*few, n])
+        assert pd.read_csv(table)["n_test"].tolist() == rows
+    assert len(ablation.summary(ablation.load(table))) == 2, "nor are they averaged"
+    with pytest.raises(SystemExit):
+        ablation.main([*few, "60", "--csv", str(tmp_path / "new")])
+    assert "new is a folder: name a file" in capsys.readouterr().err
+
+
 def test_summary_gives_means_ranges_and_costs():
     rows = [dict.fromkeys(ablation.COLUMNS, 0) | {"variant": name, "seed": seed, "drop": drop, "edge_bits": None}
             for name, drops in (("best", (1.0, 2.0)), ("other", (3.0, 7.0))) for seed, drop in enumerate(drops)]

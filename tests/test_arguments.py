@@ -1,6 +1,9 @@
 """What the commands share: numbers are checked as they are read, trouble is one line, answers are text or JSON."""
 import argparse
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -90,3 +93,20 @@ def test_a_file_to_be_written_has_a_folder_before_the_work(tmp_path):
     for inside in ("file/x", "file/deep/x"):
         with pytest.raises(WrongArgument, match="--out .*x is inside of a file"):
             writable(tmp_path / inside)
+
+
+def test_a_folder_that_takes_no_files_is_named_before_the_work(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # to whom permissions mean nothing, but a read-only disk does
+    if root and (not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)],
+                                                             capture_output=True).returncode):
+        pytest.skip("root needs a read-only disk, and cannot mount one")
+    folder.chmod(0o555) if not root else None
+    try:
+        with pytest.raises(WrongArgument, match="--csv .*x.csv: no permission to write to .*locked: name another folder"):
+            writable(folder / "x.csv", "--csv")
+        with pytest.raises(WrongArgument, match="--out .*: .*new cannot be made .*: name another folder"):
+            writable(folder / "new" / "x")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True) if root else folder.chmod(0o755)

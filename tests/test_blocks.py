@@ -4,7 +4,7 @@ import torch
 from networks import IMAGE, Mobile, SharedConv, awaken, images
 from torch import nn
 
-from zsq_lab.blocks import block_inputs, block_outputs, chained, find_blocks
+from zsq_lab.blocks import block_inputs, block_outputs, chained, find_blocks, required_blocks
 from zsq_lab.efficientnet_lite import build
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.models import build as build_small
@@ -24,6 +24,43 @@ def test_blocks_of_known_networks():
 
 def test_a_layer_that_is_called_twice_is_left_alone():
     assert find_blocks(student(SharedConv()), IMAGE) == ["stem"]
+
+
+class Wrapped(nn.Module):
+    """Around a network that answers with more than a tensor, and is not even called itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.ModuleDict({"inner": Answers()})
+
+    def forward(self, x):
+        return self.net["inner"](x)["logits"]
+
+
+class Answers(Mobile):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(self.conv(x))
+
+
+def test_a_wrapper_is_looked_into():
+    assert find_blocks(student(Wrapped()), IMAGE) == ["net.inner.body", "net.inner.fc"]
+
+
+def test_where_there_is_no_block_the_next_step_is_named():
+    model = student(Twice())
+    assert find_blocks(model, IMAGE) == []
+    with pytest.raises(ValueError, match="no block of the model takes and gives one tensor: use recipe 'distilled'"):
+        required_blocks(model, IMAGE)
+    assert required_blocks(student(Mobile()), IMAGE) == ["body", "fc"]
 
 
 def test_blocks_follow_where_nothing_lies_between():

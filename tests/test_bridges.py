@@ -1,5 +1,5 @@
-"""Each toolkit takes the lab's images and gives a network that still works;
-where one is missing the error says how to get it."""
+"""Each toolkit takes the lab's images and gives a network that still works; where one is missing the error says how to
+get it."""
 import sys
 
 import pytest
@@ -38,10 +38,21 @@ def test_a_missing_toolkit_says_how_to_get_it(toolkit, module, monkeypatch):
 
 
 def test_the_command_makes_a_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zsq_lab.calibration_set.calibration_images", lambda *args,
-                        **options: torch.randn(8, 3, 32, 32))
-    bridges.main(["--model", "embedded/resnet20", "-n", "8", "--toolkits", "onnxruntime", "--n-test", "40", "--csv",
-                  str(tmp_path / "t.csv")])
-    lines = (tmp_path / "t.csv").read_text().splitlines()
+    monkeypatch.setattr("zsq_lab.calibration_set.calibration_images", lambda *args, **options: torch.randn(8, 3, 32, 32))
+    table = tmp_path / "new" / "t.csv"
+    bridges.main(["--model", "embedded/resnet20", "-n", "8", "--toolkits", "onnxruntime", "--n-test", "40", "--csv", str(table)])
+    lines = table.read_text().splitlines()
     assert len(lines) == 4 and [line.split(",")[2] for line in lines[1:]] == ["noise", "synthetic", "real"]
-    assert "synthetic" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "synthetic" in out and "toolkits" in err, "a bar says how far it is"
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["-n", "0"], "'0' is not a whole number of at least 1"), (["--n-test", "-1"], "at least 1"), (["--seed", "x"], "not a seed"),
+    (["--csv", "."], "--csv . is a folder: name a file"), (["--model", "embedded/vgg"], "vgg")])
+def test_wrong_arguments_are_one_line_before_the_work(capsys, monkeypatch, arguments, named):
+    monkeypatch.setattr("zsq_lab.calibration_set.calibration_images", lambda *_, **__: pytest.fail("work was begun"))
+    with pytest.raises(SystemExit) as stop:
+        bridges.main(arguments)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and named in err and len(err.strip().splitlines()) == 1

@@ -1,5 +1,8 @@
 """Checkpoints: a round trip, one clear error for each way a file can be wrong, and the committed files themselves."""
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from networks import awaken, same_state
 from safetensors.torch import save_file
 
 from zsq_lab.checkpoints import (
+    FOLDER,
     MODELS,
     checkpoint_path,
     describe,
@@ -110,6 +114,15 @@ def test_card_of_a_second_training_has_a_table_for_the_first(tmp_path):
     assert "| accuracy | 92.5 |" in own and "start" not in own
     assert earlier.splitlines() == ["| fact | value |", "|---|---|", "| accuracy | 91.1 |",
                                     "| command | python -m zsq_lab train |"]
+
+
+def test_a_card_is_written_in_the_same_encoding_everywhere(tmp_path):
+    """The encoding that a computer prefers, which is another on Windows, is never asked for."""
+    code = "import pathlib, warnings; from zsq_lab.checkpoints import write_card; warnings.simplefilter('error'); " \
+           "write_card(pathlib.Path('x.safetensors'), {'model': 'm', 'command': 'c', 'machine': 'Z\\u00fcrich'})"
+    subprocess.run([sys.executable, "-X", "warn_default_encoding", "-c", code], cwd=tmp_path, check=True,
+                   env=os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)})
+    assert "| machine | Z\u00fcrich |" in (tmp_path / "x.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", MODELS)

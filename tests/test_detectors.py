@@ -1,7 +1,7 @@
-"""torchvision's SSDLite through quantize(), with random weights: heads that learn, boxes in the end."""
+"""torchvision's SSDLite, RetinaNet and FCOS through quantize(), with random weights: heads that learn, boxes in the end."""
 import pytest
 import torch
-from networks import awaken, teach
+from networks import awaken, same_state, snapshot, teach
 from torch import nn
 
 from zsq_lab import QuantConfig, quantize
@@ -62,6 +62,46 @@ def test_ssdlite_through_quantize(ssdlite, recipe):
     bound = 0.7 if recipe == "rtn-bn" else 0.3  # sixty layers of random weights: ranges from statistics alone are a rough guess
     assert relative_error(output["classes"], expected["classes"]) < bound
     assert [set(image) for image in found] == [{"boxes", "scores", "labels"}] * 2
+
+
+@pytest.fixture(scope="module", params=["RetinaNet", "FCOS"])
+def frozen(request) -> nn.Module:
+    """A detector as torchvision builds it for pretrained weights, on a smaller backbone whose BatchNorms remember noise."""
+    import_torchvision()
+    from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops.misc import FrozenBatchNorm2d
+    retinanet = request.param == "RetinaNet"
+    anchors = AnchorGenerator(((16, 32) if retinanet else (16,),) * 3, ((0.5, 2.0) if retinanet else (1.0,),) * 3)
+
+    def build(norm) -> nn.Module:
+        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, returned_layers=[3, 4])
+        return getattr(detection, request.param)(backbone, num_classes=4, anchor_generator=anchors, score_thresh=0.005).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trained, own = build(nn.BatchNorm2d), build(FrozenBatchNorm2d)
+        with torch.no_grad():
+            teach(Heads(trained), torch.randn(8, *SHAPE))
+    own.load_state_dict(trained.state_dict())
+    return own
+
+
+def test_boxes_of_other_detectors_are_those_that_they_find(frozen):
+    test_heads_are_what_the_detector_itself_decides_by(frozen)
+
+
+def test_detectors_with_frozen_batchnorms_through_quantize(frozen):
+    heads, images = Heads(frozen), torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    before, norms = snapshot(heads), [type(module).__name__ for module in heads.modules()].count("FrozenBatchNorm2d")
+    result = quantize(heads, QuantConfig(8, 8), "rtn-bn", image_shape=SHAPE, task="detection")
+    with torch.no_grad():
+        expected, output = heads(images), result.model(images)
+        found = result.model.detections(output)
+    assert len(quant_layers(result.model)) > 30 and len(found) == 2
+    assert relative_error(output["classes"], expected["classes"]) < 0.1
+    assert same_state(before, heads.state_dict()) and norms == 20, "the user's own network is untouched"
+    assert [type(module).__name__ for module in heads.modules()].count("FrozenBatchNorm2d") == norms
 
 
 def test_what_is_no_detector():

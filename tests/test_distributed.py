@@ -9,6 +9,7 @@ import pytest
 import torch
 from networks import IMAGE, Residual, awaken, images, teach
 
+from zsq_lab.blocks import find_blocks
 from zsq_lab.distill import finetune, stage_layers
 from zsq_lab.distributed import joined, mean_over_processes, part, world
 from zsq_lab.generators import Generator
@@ -16,7 +17,6 @@ from zsq_lab.graph import trace
 from zsq_lab.job import pool_sampler
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
-from zsq_lab.blocks import find_blocks
 from zsq_lab.reconstruct import reconstruct
 from zsq_lab.zscgan import Settings, train_generator
 
@@ -81,6 +81,24 @@ def test_alone_nothing_changes(monkeypatch):
     x = torch.ones(3)
     with joined() as device:
         assert world() == (0, 1) and part(x) is x and mean_over_processes(x) is x and device.type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("gpus, rank, device, backend", [
+    (0, 1, "cpu", "gloo"), (2, 1, "cuda:1", "cpu:gloo,cuda:nccl"), (1, 1, "cpu", "gloo")])
+def test_tensors_of_either_device_can_be_averaged(monkeypatch, gpus, rank, device, backend):
+    """The commands keep networks on the CPU also where there is a GPU; a process beyond the last GPU has none. Which calls are
+    made, for computers without a GPU; with one, `test_two_gloo_processes_equal_one` averages CPU tensors for real."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda own: calls.append(str(own)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with joined() as own:
+        assert str(own) == device
+    assert calls == [device, backend][device == "cpu":]
 
 
 def test_a_batch_that_cannot_be_shared_is_named(monkeypatch):

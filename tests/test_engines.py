@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sweep_workers import die, items, starts
 
-from zsq_lab import engines
+from zsq_lab import doctor, engines, image_folder
 from zsq_lab.engines import DaskExecutor, InProcess, Processes, SlurmExecutor, processes
 from zsq_lab.results import Item
 from zsq_lab.sweeps import sweep
@@ -55,6 +55,17 @@ def makers(request, tmp_path, here):
 def expected(tmp_path_factory) -> list[float]:
     outcome = sweep(ITEMS, tmp_path_factory.mktemp("expected"), threads=1, progress=False)
     return outcome.table.set_index("weight_bits")["accuracy"].loc[[8, 3]].tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say which cores a process may use")
+def test_cores_are_those_that_this_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert engines.cores() == len(allowed) <= os.cpu_count()
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert engines.cores() == 1 and doctor.check_cores().detail.startswith("1 cores") and image_folder.spare_cores() == 0
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize("name", ["in process", "processes", "dask", "slurm"])
@@ -138,7 +149,7 @@ def test_a_scheduler_that_does_not_answer_is_a_clear_error(monkeypatch):
                                           ("submitit", lambda: SlurmExecutor(Path("jobs")))])
 def test_a_missing_extra_is_named(monkeypatch, module, make):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=r"pip install 'zsq_lab\[cluster\]'"):
+    with pytest.raises(ValueError, match=r"pip install -c constraints.txt -e \.\[cluster\]$"):
         make()
 
 

@@ -1,5 +1,4 @@
-"""The loop over epochs: the schedule, the order of examples, what stops it,
-and what a state and a card are named by."""
+"""The loop over epochs: the schedule, the order of examples, what stops it, and what a state and a card are named by."""
 import pytest
 import torch
 from networks import same_state
@@ -102,12 +101,28 @@ def test_a_state_belongs_to_its_settings_and_to_the_bytes_it_started_from(tmp_pa
     start, copy, other = (tmp_path / name for name in ("a", "b", "c"))
     for file, content in ((start, b"1"), (copy, b"1"), (other, b"2")):
         file.write_bytes(content)
-    settings = ("embedded/resnet20", 3, 0.1, 0)
-    names = [state_path(tmp_path, *settings, file).name for file in (None, start, copy, other)]
-    assert names[1] == names[2] and len(set(names)) == 3 and names[0] == "train_embedded_resnet20_3_0.1_0.pt"
+    settings, images = ("embedded/resnet20", 3, 0.1, 0), torch.zeros(5, 3, 2, 2, dtype=torch.uint8)
+    names = [state_path(tmp_path, *settings, file, images).name for file in (None, start, copy, other)]
+    assert names[1] == names[2] and len(set(names)) == 3 and names[0].startswith("train_embedded_resnet20_3_0.1_0_5_")
     for index, value in enumerate(("embedded/mobile", 4, 0.2, 1)):
         changed = [*settings[:index], value, *settings[index + 1:]]
-        assert state_path(tmp_path, *changed, None).name != names[0]
+        assert state_path(tmp_path, *changed, None, images).name != names[0]
+    one_pixel = images.clone()
+    one_pixel[4, 2, 1, 1] = 1
+    assert len({state_path(tmp_path, *settings, None, x).name for x in (images, images.clone(), images[:4], one_pixel)}) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:len(whole) // 2], lambda whole: b"no state"])
+def test_a_damaged_state_is_named_with_what_to_do(tmp_path, damage):
+    model, file = nn.Linear(1, 1), tmp_path / "state.pt"
+    run(lambda *_: model(torch.ones(1)).sum(), model=model, state_file=file)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    with pytest.raises(ValueError, match=r"state\.pt is damaged or another network's .*: delete it to start anew"):
+        run(lambda *_: model(torch.ones(1)).sum(), model=model, state_file=file)
+    file.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"state\.pt is damaged or another network's"):
+        run(lambda *_: pytest.fail("work was begun"), model=nn.Linear(2, 1), state_file=file)
 
 
 def test_conditions_name_the_command_and_the_checkpoint_before(tmp_path):
@@ -117,3 +132,5 @@ def test_conditions_name_the_command_and_the_checkpoint_before(tmp_path):
     again = conditions("embedded/resnet20", 6, 0.2, 1, tmp_path / "x.safetensors", {"accuracy": 50.0, "seed": 3})
     assert again["command"] == fresh["command"] + " --start x.safetensors" and again["start_accuracy"] == 50.0
     assert "start_seed" not in again
+    own = conditions("camvid/segmenter", 6, 0.2, 1, None, {}, tmp_path / "streets")
+    assert own["command"].endswith("--seed 1 --data streets"), "the folder's name, not where it lies on this computer"

@@ -13,8 +13,7 @@ def test_a_written_model_is_read_back_with_the_same_accuracy(capsys, tmp_path, r
     file = tmp_path / "small.safetensors"
     _, out, _ = run(capsys, *QUANTIZE, "--recipe", recipe, "-w", "6", "-a", "6", "--out", str(file), "--json")
     written = json.loads(out)
-    status, out, _ = run(capsys, "evaluate", "--model", "embedded/resnet20", "--quantized", str(file), "--n-test",
-                         "200",
+    status, out, _ = run(capsys, "evaluate", "--model", "embedded/resnet20", "--quantized", str(file), "--n-test", "200",
                          "--json")
     read = json.loads(out)
     assert status == 0
@@ -33,6 +32,13 @@ def test_what_is_no_quantized_model_is_one_clear_error(capsys, tmp_path, make, r
     make(file)
     status, err = one_line(capsys, "evaluate", "--model", "embedded/resnet20", "--quantized", str(file))
     assert status == 1 and "broken.safetensors" in err and reason in err and "quantize" in err
+
+
+def test_a_file_of_another_network_is_a_wrong_argument(capsys, tmp_path):
+    file = str(tmp_path / "small.safetensors")
+    run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--out", file)
+    status, err = one_line(capsys, "evaluate", "--model", "cifar10/resnet20", "--profile", "embedded", "--quantized", file)
+    assert status == 2 and "holds embedded/resnet20, not cifar10/resnet20: name its network with --model" in err
 
 
 @pytest.mark.real_data

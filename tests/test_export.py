@@ -1,5 +1,5 @@
-"""Exported files: what the runtime computes, which versions they name,
-and that a bad file is refused before it can do harm."""
+"""Exported files: what the runtime computes, which versions they name, and that a bad file is refused before it can do harm."""
+import json
 import pickle
 
 import numpy as np
@@ -15,7 +15,7 @@ from zsq_lab.integer_program import exact
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from zsq_lab.export import describe, facts_of, float_program, load_onnx, save_onnx  # noqa: E402
+from zsq_lab.export import describe, float_program, load_onnx, save_onnx  # noqa: E402
 from zsq_lab.onnx_runtime import open_session, operators  # noqa: E402
 
 
@@ -86,7 +86,8 @@ def test_versions_and_facts_travel_in_the_file(tmp_path, bits, int4, opset):
     model = load_onnx(tmp_path / "q.onnx")
     assert written["opset"] == opset == model.opset_import[0].version
     assert written["ir_version"] == model.ir_version and written["bytes"] == (tmp_path / "q.onnx").stat().st_size
-    assert facts_of(model) == {"recipe": "x"} and model.producer_version == __version__
+    (facts,) = [p.value for p in model.metadata_props if p.key == "facts"]
+    assert json.loads(facts) == {"recipe": "x"} and model.producer_version == __version__
     assert describe(model)["operators"]["Conv"] == 3
     assert any(t.data_type == onnx.TensorProto.INT4 for t in model.graph.initializer) == (opset == 21)
 

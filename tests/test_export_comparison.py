@@ -7,12 +7,14 @@ from command_line import EXPORT, run
 from exported import small_export  # noqa: F401 (a fixture)
 from networks import images
 
-from zsq_lab.checkpoints import load_model
+from zsq_lab import QuantConfig, quantize
+from zsq_lab.checkpoints import load_model, save_model
 from zsq_lab.packed_file import load_packed
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("small_export")
+PACKED = EXPORT[:-2]  # less --threads, which is for measurements in ONNX Runtime
 
 
 def test_export_writes_compares_and_measures(capsys, tmp_path):
@@ -30,9 +32,19 @@ def test_export_writes_compares_and_measures(capsys, tmp_path):
 
 def test_packed_export(capsys, tmp_path):
     file = tmp_path / "small.safetensors"
-    status, out, _ = run(capsys, *EXPORT, "-w", "4", "-a", "4", "--out", str(file), "--json")
+    status, out, _ = run(capsys, *PACKED, "-w", "4", "-a", "4", "--out", str(file), "--json")
     answer = json.loads(out)
     assert status == 0 and answer["bytes"] == file.stat().st_size < 0.14 * answer["float_bytes"]
     loaded, facts = load_packed(file)
     assert facts["recipe"] == "rtn-bn" and loaded(images(1, (3, 32, 32))).shape == (1, 10)
     assert torch.equal(load_model("embedded/resnet20")[0].fc.bias, loaded.fc.layer.bias)
+
+
+def test_mixed_precision_has_no_one_width(capsys, tmp_path):
+    name, shape, mixed = "embedded/resnet20", (3, 32, 32), ["--quantized", str(tmp_path / "mixed.safetensors")]
+    result = quantize(load_model(name)[0], QuantConfig(8, 8, layer_bits={"fc": 4}), "rtn-bn", image_shape=shape)
+    save_model(result.model, tmp_path / "mixed.safetensors", result.report | {"model": name, "image_shape": list(shape)})
+    for command, file in ((PACKED, "q.safetensors"), (EXPORT, "q.onnx")):
+        status, out, _ = run(capsys, *command, *mixed, "--out", str(tmp_path / file), "--json")
+        assert status == 0 and json.loads(out)["weight_bits"] is None and json.loads(out)["activation_bits"] == 8
+    assert "resnet20, rtn-bn, mixed A8 deployable" in run(capsys, *PACKED, *mixed, "--out", str(tmp_path / "q.safetensors"))[1]

@@ -45,6 +45,16 @@ def test_a_large_picture_keeps_its_looks_in_a_palette():
     assert np.abs(shown - drawn).mean() < 0.03 and np.abs(shown.mean((0, 1)) - drawn.mean((0, 1))).max() < 0.01
 
 
+def test_few_pixels_of_a_rare_colour_keep_it():
+    """A legend beside pictures is small, and its colours are what it is there for."""
+    noise = np.random.default_rng(2).random((240, 240, 3)) * [0.6, 0.8, 1.0]  # bluish: no orange anywhere
+    noise[:6, :12] = orange = (0.9, 0.55, 0.0)
+    figure = plt.figure(figsize=(3, 3))
+    figure.add_axes((0, 0, 1, 1)).imshow(noise, interpolation="nearest")
+    shown = plt.imread(io.BytesIO(figures.png(figure)))[..., :3]
+    assert np.abs(shown[2, 5] - orange).max() < 0.12
+
+
 def test_a_long_sentence_breaks_between_words(monkeypatch, capsys):
     monkeypatch.setattr(figures, "display", lambda image: None)
     sentence = "Left: a staircase. " * 12 + "data-free"

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from networks import IMAGE, Residual, SharedConv, SharedReLU, awaken
 from torch import Tensor, nn
 
-from zsq_lab.graph import INPUT, trace
+from zsq_lab.graph import INPUT, evaluating, trace
 
 
 def names(graph) -> list[str]:
@@ -119,3 +119,17 @@ def test_a_wrong_image_shape_is_one_clear_error(shape):
     with pytest.raises(ValueError, match="does not take an input of shape .* Pass the image_shape"):
         trace(model, shape)
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluating_gives_each_module_its_own_mode_back(fails):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).train()
+    model[1].eval()
+    try:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert [module.training for module in model.modules()] == [True, True, False, True]

@@ -93,6 +93,7 @@ def test_models_and_inputs_that_do_not_fit_are_named(teacher):
 
 def test_a_divergence_is_named_and_leaves_no_hooks(teacher, monkeypatch):
     monkeypatch.setattr(gznq, "LEARNING_RATE", 1e36)
-    with pytest.raises(Stopped, match=r"stopped at iteration [1-9]: the loss is not a number; lower the learning rate"):
+    with pytest.raises(Stopped, match=r"stopped at iteration [1-9]: the loss is not a number; lower the learning rate "
+                                      r"\(gznq.LEARNING_RATE, .*\), or use another recipe"):
         prior_images(teacher, 4, IMAGE, iterations=20)
     assert not any(m._forward_pre_hooks for m in teacher.modules())

@@ -73,7 +73,8 @@ def test_a_number_that_is_none_stops_at_once_and_is_named():
     health = Health("the run")
     health.check(3, {"statistics": 1.0, "class": 2.0}, DIFFERENT)
     for value in (math.nan, math.inf):
-        with pytest.raises(Stopped, match="^the run stopped at iteration 4: class is not a number; lower the learning rate"):
+        with pytest.raises(Stopped, match="^the run stopped at iteration 4: class is not a number; lower the learning rate, "
+                                          "or use more bits or another recipe$"):
             health.check(4, {"statistics": 1.0, "class": value}, DIFFERENT)
 
 
@@ -128,7 +129,8 @@ def test_an_exploding_discrepancy_is_stopped():
     student.fc.weight_quantizer.scale.data *= 1000
     steps = []
     with pytest.raises(Stopped, match=r"the game stopped at iteration .*: the discrepancy is \d\d+ times the teacher's "
-                                      "outputs; lower the weight of the discrepancy or the student's learning rate"):
+                                      "outputs; lower the weight of the discrepancy or the student's learning rate, or "
+                                      "use more bits or another recipe"):
         play(Generator(IMAGE), teacher, student, on_step=lambda iteration, _: steps.append(iteration))
     assert len(steps) <= 50
 

@@ -1,5 +1,4 @@
-"""Folders of images in every form that they come in, the pixels that torchvision would give,
-and every kind of bad input."""
+"""Folders of images in every form that they come in, the pixels that torchvision would give, and every kind of bad input."""
 import numpy as np
 import pytest
 import torch
@@ -46,6 +45,16 @@ def test_class_folders_and_those_of_imagenette(tmp_path, monkeypatch):
     assert len(find_images()) == 6
     monkeypatch.delenv("ZSQ_IMAGENET")
     assert find_images() is None
+
+
+def test_what_macos_leaves_beside_images_is_none(tmp_path):
+    class_folders(tmp_path / "classes")
+    for place in (tmp_path / "classes" / WNIDS[0], tmp_path / "flat"):
+        draw(place / "0.JPEG")
+        (place / "._0.JPEG").write_bytes(b"Mac OS X")
+    (tmp_path / "flat" / "val.txt").write_text("0.JPEG 217\n")
+    assert find_images(tmp_path / "classes").labels.tolist() == [0, 0, 217, 217, 491, 491]
+    assert find_images(tmp_path / "flat").labels.tolist() == [217]
 
 
 @pytest.mark.parametrize("name, lines", [

@@ -73,13 +73,16 @@ def test_an_interrupted_run_ends_with_the_same_images(photographer, tmp_path, st
     assert torch.equal(whole, resumed) and len(sides) == 18, "what was done is not done again"
 
 
-def test_a_network_of_one_size_gets_its_images_at_that_size():
+@pytest.mark.parametrize("asserts", [False, True])
+def test_a_network_of_one_size_gets_its_images_at_that_size(asserts):
+    """Whether its linear layer refuses another size, or an assertion, as in timm's patch embedding."""
     class Fixed(nn.Module):
         def __init__(self):
             super().__init__()
             self.body, self.head = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.BatchNorm2d(4), nn.ReLU()), nn.Linear(4 * 256, 5)
 
         def forward(self, x):
+            torch._assert(not asserts or x.shape[2] == 128, "the input's height does not match the model's")
             return self.head(self.body(x).flatten(1))
     teacher = teach(awaken(Fixed()), images(8, LARGE))
     assert smaller(teacher, LARGE) is None

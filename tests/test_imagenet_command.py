@@ -1,14 +1,15 @@
-"""The commands on ImageNet networks: a small stand-in with a thousand classes for the forms,
-the real network where it is."""
+"""The commands on ImageNet networks: a small stand-in with a thousand classes for the forms, the real network where it is."""
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from command_line import PROMISED, run
-from small_imagenet import LITE, QUANTIZE, folder, small  # noqa: F401 (fixtures among them)
+from small_imagenet import LITE, QUANTIZE, SMALL, folder, small  # noqa: F401 (fixtures among them)
 
 from zsq_lab import checkpoints, imagenet_command
+from zsq_lab.__main__ import build_parser
 from zsq_lab.image_folder import find_images
 from zsq_lab.imagenet_evaluate import evaluate
 from zsq_lab.imagenet_models import load_imagenet
@@ -26,6 +27,19 @@ def test_quantize_measures_writes_and_evaluate_reads_it_again(capsys, folder, tm
     assert status == 0 and all(read[key] == written[key] for key in ("accuracy", "top5", "agreement", "recipe"))
     status, out, _ = run(capsys, "evaluate", "--model", LITE)
     assert status == 0 and "full precision: top-1" in out and "95 % intervals" in out
+
+
+def test_mixed_precision_is_called_that(capsys, folder, tmp_path):
+    file = str(tmp_path / "mixed.safetensors")
+    command = [*QUANTIZE, "--recipe", "rtn-bn", "--size-budget", "0.15", "--n-test", "20", "--out", file]
+    status, out, _ = run(capsys, *command)
+    assert status == 0 and "mixed A8 deployable" in out and "W8" not in out
+    status, out, _ = run(capsys, *command, "--json")
+    assert json.loads(out)["weight_bits"] is None
+    evaluate_it = ["evaluate", "--model", LITE, "--quantized", file, "--n-test", "20"]
+    status, out, _ = run(capsys, *evaluate_it, "--json")
+    assert status == 0 and json.loads(out)["weight_bits"] is None and json.loads(out)["activation_bits"] == 8
+    assert "weight_bits mixed" in run(capsys, *evaluate_it)[1]
 
 
 def test_without_images_it_is_agreement_on_held_out_synthetic_images_and_says_so(capsys, small):
@@ -89,8 +103,8 @@ def test_the_real_network_on_real_images():
 @pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
 def test_export_compares_on_the_images_of_the_folder(capsys, folder, suffix):
     pytest.importorskip("onnxruntime")
-    status, out, _ = run(capsys, "export", "--model", LITE, "--recipe", "rtn-bn", "--n-test", "12", "--threads", "1",
-                         "--json",
+    more = ["--threads", "1"] if suffix == ".onnx" else []
+    status, out, _ = run(capsys, "export", "--model", LITE, "--recipe", "rtn-bn", "--n-test", "12", "--json", *more,
                          "--out", str(folder.parent / f"lite{suffix}"))
     answer = json.loads(out)
     assert status == 0 and answer["profile"] == "imagenet" and answer["n_test"] == 12
@@ -105,3 +119,23 @@ def test_export_without_images_says_what_it_compares_on(capsys, small):
     answer = json.loads(out)
     assert status == 0 and answer["profile"] == "imagenet, synthetic" and answer["n_test"] == imagenet_command.HELD_OUT
     assert answer["fp_accuracy"] == 100 and "is agreement with full precision on 32 synthetic images" in err
+
+
+def test_export_holds_no_more_images_in_memory_than_it_says(capsys, folder, monkeypatch):
+    """Those are spread over the folder, in its order; what cannot be read is left out."""
+    monkeypatch.setattr(imagenet_command, "IN_MEMORY", 102)
+    args = build_parser().parse_args(["export", "--model", LITE, "--out", "lite.onnx"])
+    whole = imagenet_command.load_with_images(args)[1].test()
+    read = [np.concatenate(part) for part in zip(*find_images().batches(SMALL, 16, 0), strict=True)]
+    assert "n-test" not in capsys.readouterr().err
+    assert torch.equal(whole.images.permute(0, 2, 3, 1), torch.from_numpy(read[0])) and whole.labels.tolist() == [*read[1]]
+    monkeypatch.setattr(imagenet_command, "IN_MEMORY", 3)
+    assert imagenet_command.load_with_images(args)[1].test().labels.tolist() == [0, 217, 491]
+    assert "3 of the 102 images are compared; --n-test 102 takes all" in capsys.readouterr().err
+    args.n_test = 4
+    assert len(imagenet_command.load_with_images(args)[1].test()) == 4 and "compared" not in capsys.readouterr().err
+    find_images().files[50].write_bytes(b"")
+    args.n_test, keep = 102, [n for n in range(102) if n != 50]
+    left = imagenet_command.load_with_images(args)[1].test()
+    assert torch.equal(left.images, whole.images[keep]) and torch.equal(left.labels, whole.labels[keep])
+    assert "1 of 102 images could not be read" in capsys.readouterr().err

@@ -1,12 +1,13 @@
-"""What a recipe works with: budgets by the size of the images, ranges, samples of a pool,
-fingerprints of all that decides."""
+"""What a recipe works with: budgets by the size of the images, ranges, samples of a pool, fingerprints of all that decides."""
 import pytest
 import torch
+from edited_sources import edit, fresh  # noqa: F401 (fixtures)
 from networks import IMAGE, TINY, Residual, awaken, images
 from torch import Tensor, nn
 
 from zsq_lab.job import BUDGETS, LARGE_BUDGETS, Job, fingerprint, learning_rate, named_budget, pool_sampler
 from zsq_lab.layers import QuantConfig, convert, quant_layers
+from zsq_lab.models import build
 from zsq_lab.resume import RunState
 from zsq_lab.tasks import CLASSIFICATION, SEGMENTATION
 
@@ -71,6 +72,28 @@ def test_what_other_widths_can_use_lies_beside_the_run_and_is_named_by_what_deci
     first, same, other = (own.shared("images", n).folder for n in (1, 1, 2))
     assert first == same != other and first.parent == tmp_path and first.name.startswith("images_")
     assert len(own.reused) == 3 and own.shared("generator", 1).folder.name != first.name
+
+
+@pytest.mark.parametrize("file, old, new, changed", [
+    ("image_maker.py", "LATE_RATE = 0.5", "LATE_RATE = 0.4", {"images"}),
+    ("images.py", "SHIFT = 2", "SHIFT = 1", {"images", "prior", "generator"}),  # it counts the classes for the others
+    ("gznq.py", "LEARNING_RATE = 5e-3", "LEARNING_RATE = 4e-3", {"prior"}),
+    ("zscgan.py", "LAB = Settings(3e-3", "LAB = Settings(2e-3", {"generator"}),
+    ("plots.py", "import seaborn as sns\n", "", set())])
+def test_what_is_shared_belongs_to_the_code_that_makes_it(tmp_path, edit, file, old, new, changed):
+    kinds = ("images", "prior", "generator")
+    before = {kind: job(tmp_path / "run").shared(kind).folder for kind in kinds}
+    edit(file, old, new)
+    after = {kind: job(tmp_path / "run").shared(kind).folder for kind in kinds}
+    assert {kind for kind in kinds if after[kind] != before[kind]} == changed
+
+
+def test_the_fingerprint_is_also_of_the_code_of_the_labs_own_networks(edit):
+    networks = build("resnet20", 10), Residual()
+    before = [fingerprint(network) for network in networks]
+    edit("models.py", "F.relu", "F.relu6")
+    after = [fingerprint(network) for network in networks]
+    assert after[0] != before[0] and after[1] == before[1], "nobody can know the code of other people's"
 
 
 def test_noise_is_the_seeds_and_ranges_are_set_everywhere():

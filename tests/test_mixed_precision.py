@@ -1,18 +1,20 @@
-"""Mixed precision: the front against brute force, the sensitivity against quantizing one layer by hand,
-the size kept."""
+"""Mixed precision: the front against brute force, the sensitivity against quantizing one layer by hand, the size kept."""
 import itertools
 
 import pytest
 import torch
 from networks import IMAGE, Residual, awaken, images
+from torch import nn
 from torch.testing import assert_close
 
 from zsq_lab import QuantConfig, quantize
 from zsq_lab.distill import output_loss
+from zsq_lab.job import BUDGETS, LARGE_BUDGETS, Budget
 from zsq_lab.layers import convert, quant_layers
 from zsq_lab.mixed_precision import _rounded, assign_bits, pareto_front, sensitivity
 from zsq_lab.quantizer import fake_quantize, integer_range, qparams_from_range
 from zsq_lab.ranges import search_ranges
+from zsq_lab.tasks import CLASSIFICATION, DETECTION, SEGMENTATION
 
 WIDTHS = (2, 4, 8)
 
@@ -50,6 +52,38 @@ def test_sensitivity_is_the_loss_with_one_layer_quantized():
     weight.data = fake_quantize(weight, scale, zero, *integer_range(4, symmetric=True))
     with torch.no_grad():
         assert_close(errors[1, 1], output_loss(by_hand(x), teacher(x)), rtol=1e-4, atol=1e-6)
+
+
+def test_batches_of_images_are_averaged_and_the_layers_have_a_bar(capsys):
+    teacher, student = convert(awaken(Residual()), QuantConfig(), IMAGE)
+    x = images(16)
+    halves = torch.stack([sensitivity(teacher, student, half, WIDTHS) for half in x.split(8)]).mean(0)
+    assert capsys.readouterr().err == ""
+    assert_close(sensitivity(teacher, student, x, WIDTHS, batch_size=8, progress=True), halves)
+    assert "sensitivity of layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape, batches", [((3, 128, 128), 2), ((3, 16, 16), 1)])
+def test_images_are_those_of_the_quick_budget(tmp_path, monkeypatch, shape, batches):
+    """Large ones have one of their own, in small batches."""
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 2, 1, 1, 4, 4))
+    monkeypatch.setitem(LARGE_BUDGETS, "quick", Budget("quick", 4, 2, 1, 1, 2, 2))
+    model = awaken(nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                 nn.Linear(4, 5)))
+    assign_bits(model, QuantConfig(), shape, 0.2, shared=tmp_path)
+    file, = tmp_path.glob("sensitivity_*/images.pt")
+    made = torch.load(file, weights_only=True)["made"]
+    assert [len(batch) for batch in made] == [4 // batches] * batches and made[0].shape[1:] == shape
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 3, 1, 1, 4, 4))
+    monkeypatch.setitem(LARGE_BUDGETS, "quick", Budget("quick", 4, 3, 1, 1, 2, 2))
+    assign_bits(model, QuantConfig(), shape, 0.2, shared=tmp_path)
+    assert len(list(tmp_path.glob("sensitivity_*"))) == 2, "other iterations make other images"
+
+
+def test_small_images_are_as_many_as_recorded_results_were_measured_with():
+    """128 in 100 iterations, at once; of scenes an eighth."""
+    budgets = [task.budget(BUDGETS["quick"]) for task in (CLASSIFICATION, SEGMENTATION, DETECTION)]
+    assert [(b.images, b.image_iterations, b.image_batch) for b in budgets] == [(128, 100, 128), (16, 100, 16), (16, 100, 16)]
 
 
 def test_the_budget_is_kept_and_the_same_images_serve_again(tmp_path):

@@ -40,6 +40,8 @@ def test_a_folder_of_scenes_is_read(street):  # noqa: F811
     (["--model", "embedded/resnet20", "--data", "x"], 2, "--data names a folder of scenes"),
     (["--model", "embedded/segmenter", "--data", "x"], 2, "profile embedded draws its own"),
     (["--model", "segmenter", "--profile", "embedded", "--data", "x"], 2, "profile embedded draws its own"),
+    (["--model", "camvid/segmenter", "--profile", "embedded"], 2, "knows the classes of camvid, not those of profile embedded"),
+    (["--model", "bccd/detector", "--profile", "embedded"], 2, "leave --profile out"),
     (["--model", "camvid/segmenter", "--data", "nowhere"], 1, "camvid is not in any of these folders: nowhere"),
     (["--model", "embedded/resnet20", "--seed", "99999999999"], 2, "is not a seed"),
     (["--model", "embedded/resnet20", "--seed", "1.5"], 2, "is not a seed")])

@@ -39,7 +39,7 @@ DROPS = {("best", 2): (10.0, 12.0), ("best", 4): (0.2, 0.4), ("squant", 2): (60.
 def table() -> pd.DataFrame:
     return pd.DataFrame([
         {"model": "m", "recipe": recipe, "weight_bits": bits, "activation_bits": bits, "edge_bits": None, "size_budget": None,
-         "convention": "deployable", "budget": "quick", "seed": seed, "drop": drop, "accuracy": 92 - drop, "seconds": 2.0,
+         "convention": "deployable", "budget": "quick", "n_test": 100, "seed": seed, "drop": drop, "accuracy": 92 - drop, "seconds": 2.0,
          "bytes": 1000 * bits} for (recipe, bits), drops in DROPS.items() for seed, drop in enumerate(drops)])
 
 
@@ -69,6 +69,21 @@ def test_several_models_are_told_apart(table):
     figure, sentence = plots.accuracy_against_bits(both)
     assert len(figure.axes[0].lines) == 4 and sentence.startswith("4 lines")
     assert figure.axes[0].lines[0].get_label() == "best, m"
+
+
+def test_a_trial_on_a_few_test_images_is_no_seed_of_the_whole_test(table):
+    trial = table.assign(n_test=20, drop=90.0)
+    rows = plots.over_seeds(pd.concat([table, trial])).set_index(["recipe", "weight_bits", "n_test"])
+    assert rows.loc[("best", 2, 100), "mean"] == 11 and rows.loc[("best", 2, 20), "mean"] == 90
+    figure, sentence = plots.accuracy_against_bits(pd.concat([table, trial.query("recipe == 'best'")]))
+    assert [line.get_label() for line in figure.axes[0].lines] == ["best, 100 images", "squant", "best, 20 images"]
+    assert "best, 100 images loses 11.0 points, best, 20 images loses 90.0 points" in sentence
+
+
+def test_more_recipes_than_markers(table):
+    many = pd.concat([table.assign(recipe=f"recipe {i}", drop=i, bytes=1000 - i) for i in range(len(plots.MARKERS) + 2)])
+    figure, sentence = plots.size_against_drop(many)
+    assert sentence.startswith("32 settings, 16 of them on the front") and len(figure.axes[0].get_legend().texts) == 17  # and the front
 
 
 def test_size_against_drop(table):

@@ -4,13 +4,13 @@ import torch
 from networks import Residual, awaken, images, teach
 
 from zsq_lab import precision
+from zsq_lab.blocks import find_blocks
 from zsq_lab.bn_stats import BatchNormStatistics
 from zsq_lab.graph import LAYERS
 from zsq_lab.images import optimise_images
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.models import build
 from zsq_lab.precision import activation_bytes, checkpointed, economical, free_memory, has_bfloat16
-from zsq_lab.blocks import find_blocks
 
 LARGE = (3, 128, 128)
 
@@ -61,6 +61,22 @@ def test_memory_decides_about_checkpointing(monkeypatch):
             pass
         assert len(used) == wanted
     assert free_memory(torch.device("cpu")) > 0
+
+
+def test_a_container_is_no_larger_than_its_limit(monkeypatch, tmp_path):
+    """The files of a control group, as Linux shows them; whatever is read and could be forgotten again is free."""
+    def limit(most: str) -> None:
+        for name, text in (("max", most), ("current", "900000\n"), ("stat", "anon 600000\ninactive_file 200000\n")):
+            (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(precision, "CGROUPS", tmp_path)
+    host = free_memory(torch.device("cpu"))
+    assert host > 2**20
+    limit("1000000\n")
+    assert free_memory(torch.device("cpu")) == 300000
+    limit("500000\n")
+    assert free_memory(torch.device("cpu")) == 0
+    limit("max\n")
+    assert free_memory(torch.device("cpu")) > 2**20
 
 
 def test_bfloat16_where_the_hardware_has_it_gives_images_as_good(monkeypatch):

@@ -28,6 +28,19 @@ def test_the_text_answer_names_the_convention_beside_the_number(capsys):
     assert "literature" in out and "first and last layer 8 bits" in out and "drop" in out
 
 
+def test_mixed_precision_has_no_one_width(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 1, 1, 1, 4, 4))
+    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path)
+    file = str(tmp_path / "mixed.safetensors")
+    status, out, _ = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--size-budget", "0.15", "--out", file, "--json")
+    answer = json.loads(out)
+    assert status == 0 and answer["weight_bits"] is None and answer["bytes_after"] < 0.2 * answer["bytes_before"]
+    bits = load_quantized(tmp_path / "mixed.safetensors")[1]["config"]["layer_bits"].values()
+    assert len(set(bits)) > 1
+    status, out, _ = run(capsys, "evaluate", "--model", "embedded/resnet20", "--quantized", file, "--n-test", "200")
+    assert status == 0 and "weight_bits mixed activation_bits 8" in out
+
+
 def test_an_interrupted_command_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
     """Ctrl-C is exit status 130 and one line; the same command again ends with the numbers of an unbroken run."""
     def stop_at_fine_tuning(own, phase, state, *, now=False):

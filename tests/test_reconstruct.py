@@ -73,7 +73,8 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path):
 
 def test_divergence_is_named():
     teacher, student, x = pair(Residual())
-    with pytest.raises(Stopped, match="reconstruction of block '.*' diverged at iteration .*lower the learning rate"):
+    with pytest.raises(Stopped, match="reconstruction of block '.*' diverged at iteration .*lower the learning rate .*, or use "
+                                      "more bits or recipe 'distilled'"):
         reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=20, learning_rate=1e30)
 
 
@@ -82,14 +83,6 @@ def test_after_training_every_weight_is_on_its_grid():
     reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=5)
     for layer in quant_layers(student).values():
         torch.testing.assert_close(layer.weight_quantizer(layer.layer.weight), layer.layer.weight, rtol=1e-5, atol=1e-6)
-
-
-def test_the_annealed_form_also_comes_closer():
-    teacher, student, x = pair(Mobile(), bits=3, n=32)
-    seen = {}
-    reconstruct(student, teacher, x, ["body"], iterations=100, learning_rate=0.05, soft=0.7,
-                on_block=lambda name, old, new: seen.update({name: (old, new)}))
-    assert seen["body"][1] < 0.7 * seen["body"][0]
 
 
 def test_large_inputs_come_in_smaller_batches():

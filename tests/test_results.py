@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from edited_sources import edit, fresh  # noqa: F401 (fixtures)
 from small_disk import full_disk  # noqa: F401 (a fixture)
 from sweep_workers import NUMBERS, items
 
@@ -15,34 +16,6 @@ from zsq_lab.results import COLUMNS, Item, code_version, done, load, read, save_
 from zsq_lab.transfer import DiskError
 
 ITEM = Item("embedded/resnet20", "rtn-bn", 4, 4, n_test=50)
-
-
-@pytest.fixture
-def fresh():
-    """Digests are worked out anew, before, when asked and after."""
-    def clear():
-        code_version.cache_clear()
-        weights_version.cache_clear()
-    clear()
-    yield clear
-    clear()
-
-
-@pytest.fixture
-def edit(tmp_path, monkeypatch, fresh):
-    """edit(file, old, new): change a copy of the module's sources, which the digests then look at."""
-    copy = tmp_path / "sources"
-    copy.mkdir()
-    for file in results.PACKAGE.glob("*.py"):
-        shutil.copy(file, copy)
-    monkeypatch.setattr(results, "PACKAGE", copy)
-
-    def change(file: str, old: str, new: str) -> None:
-        text = (copy / file).read_text(encoding="utf-8")
-        assert old in text, f"the test is outdated: {file} has no {old!r}"
-        (copy / file).write_text(text.replace(old, new, 1), encoding="utf-8")
-        fresh()
-    return change
 
 
 def test_every_field_of_an_item_is_in_its_digest():
@@ -97,7 +70,7 @@ def test_code_that_the_recipe_runs_through_is_in_the_digest(edit, file, old, new
     ("adversary.py", "import torch\n", "import torch\ntorch.set_flush_denormal(True)\n"),  # files it does not use
     ("synthetic.py", "_finetune_on(job, _optimised(job))", "_finetune_on(job, _optimised(job)[:1])"),
     ("plots.py", "import seaborn as sns\n", ""),
-    ("sweep_command.py", "import os\n", ""),
+    ("sweep_command.py", "from pathlib import Path\n", ""),
     ("recipes.py", '"round to nearest, ranges from noise"', '"a summary"'),  # the table, where it names other recipes
     ("recipes.py", "RECIPES = {r.name: r for r in (", "RECIPES = {r.name: r for r in (  # and more to come\n    None,"),
     ("recipes.py", "from . import post_training, ", "from . import adversary, post_training, "),

@@ -1,19 +1,23 @@
 """Resuming: whatever ended a run, and wherever, the second attempt ends with the numbers of a run that nobody ended."""
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from edited_sources import edit, fresh  # noqa: F401 (fixtures)
 from networks import IMAGE, TINY, Residual, awaken, images, same_state, snapshot
+from small_disk import full_disk  # noqa: F401 (a fixture)
 from torch import Tensor
 
-from zsq_lab import QuantConfig, gznq, quantize, resume, zscgan
+from zsq_lab import QuantConfig, gznq, quantize, resume, synthesize, zscgan
 from zsq_lab import images as images_module
 from zsq_lab.adversary import LAB, PAPER, play
 from zsq_lab.distill import finetune
@@ -140,6 +144,48 @@ def test_every_kind_of_damage_is_named(tmp_path):
     assert RunState(tmp_path).load("game")["x"].equal(torch.arange(100))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a computer without a GPU")
+def test_a_state_that_was_saved_on_a_gpu_goes_on_without_one(tmp_path):
+    """The file of a CPU, its tensors' place renamed."""
+    RunState(tmp_path).save("game", lambda: {"x": torch.arange(100)}, now=True)
+    file, renamed = tmp_path / "game.pt", io.BytesIO()
+    with zipfile.ZipFile(file) as own, zipfile.ZipFile(renamed, "w") as other:
+        for name in own.namelist():
+            content = own.read(name)
+            if name.endswith("data.pkl"):
+                assert b"\x03\x00\x00\x00cpu" in content
+                content = content.replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0")
+            other.writestr(name, content)
+    file.write_bytes(renamed.getvalue())
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(file, weights_only=True)
+    assert RunState(tmp_path).load("game")["x"].equal(torch.arange(100))
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path):
+    (tmp_path / "file").touch()
+    run, asked = RunState(tmp_path / "file" / "run", every=0), []
+    with pytest.warns(UserWarning, match=r"run cannot keep this run's state \(.*\); an interruption starts it anew") as told:
+        for _ in range(3):
+            run.save("game", lambda: asked.append(1) or {}, now=True)
+    assert len(told) == len(asked) == 1, "and nothing more is tried"
+    assert run.load("game") is None and run.where() == ""
+    run.clear()
+
+
+def test_a_full_disk_ends_no_run_and_keeps_the_state_before(full_disk):
+    folder, fill = full_disk
+    run = RunState(folder / "run", every=0)
+    run.save("game", lambda: {"x": torch.arange(3)})
+    fill()
+    with pytest.warns(UserWarning, match="cannot keep this run's state"):
+        run.save("game", lambda: {"x": torch.zeros(100_000)})
+    assert [file.name for file in (folder / "run").iterdir()] == ["game.pt"], "no piece is left"
+    assert RunState(folder / "run").load("game")["x"].tolist() == [0, 1, 2]
+    run.clear()
+    assert not (folder / "run").exists()
+
+
 def test_nothing_is_kept_without_a_folder():
     run = RunState()
     run.save("game", lambda: pytest.fail("nobody needs this state"), now=True)
@@ -211,8 +257,7 @@ RESUMABLE = ["zeroq", "distilled", "best", "gznq-finetuned", "zs-cgan", "zs-cgan
 
 def quantized(recipe: str, folder: Path | None, bits: int = 3, budget: Budget = TINY, **options):
     options |= {"images": images(8)} if recipe == "real-finetune" else {}
-    return quantize(awaken(Residual()), QuantConfig(bits, bits), recipe, image_shape=IMAGE, budget=budget,
-                    resume=folder,
+    return quantize(awaken(Residual()), QuantConfig(bits, bits), recipe, image_shape=IMAGE, budget=budget, resume=folder,
                     **options)
 
 
@@ -290,6 +335,57 @@ def test_a_damaged_state_of_a_whole_run_is_named(tmp_path):
         quantized("distilled", tmp_path)
 
 
+def test_a_run_in_a_checkout_that_cannot_be_written_ends_with_the_same_numbers(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cannot keep this run's state"):
+        result = quantized("distilled", tmp_path / "file" / "runs")
+    assert same_state(result.model.state_dict(), quantized("distilled", None).model.state_dict())
+
+
+def test_images_of_older_code_do_not_serve_the_present_one(tmp_path, monkeypatch, edit):
+    quantized("zeroq", tmp_path / "runs")
+    steps, jitter = [], images_module._jitter
+    monkeypatch.setattr(images_module, "_jitter", lambda *args: steps.append(1) or jitter(*args))
+    edit("plots.py", "import seaborn as sns\n", "")
+    quantized("zeroq", tmp_path / "runs", bits=4)
+    assert not steps, "what makes no images decides nothing about them"
+    edit("images.py", "SHIFT = 2", "SHIFT = 1")
+    quantized("zeroq", tmp_path / "runs", bits=4)
+    assert len(steps) == TINY.image_iterations and len(list((tmp_path / "runs").glob("images_*"))) == 2
+
+
+def test_a_half_finished_run_of_older_code_is_begun_anew(tmp_path, monkeypatch, edit):
+    folders = []
+    monkeypatch.setattr(RunState, "clear", lambda own: folders.append(own.folder))
+    for file, old in (("plots.py", "import seaborn as sns\n"), ("distill.py", "import torch\n")):
+        quantized("distilled", tmp_path / "runs")
+        edit(file, old, old + "import math\n")
+    quantized("distilled", tmp_path / "runs")
+    assert folders[0] == folders[1] != folders[2]
+
+
+def test_interrupted_images_for_other_toolkits_go_on(tmp_path, monkeypatch):
+    """synthesize(); and what it has made serves the recipes that would make the same."""
+    def made(folder: Path | None) -> Tensor:
+        return synthesize(awaken(Residual()), TINY.images, image_shape=IMAGE, budget=TINY, resume=folder)
+
+    write_always(monkeypatch)
+    expected, write, steps, jitter = made(None), RunState.save, [], images_module._jitter
+
+    def write_and_stop(run, phase, state, *, now=False):
+        write(run, phase, state, now=now)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched:
+        patched.setattr(RunState, "save", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path)
+    monkeypatch.setattr(images_module, "_jitter", lambda *args: steps.append(1) or jitter(*args))
+    assert made(tmp_path).equal(expected) and len(steps) == TINY.image_iterations - 1
+    result = quantized("zeroq", tmp_path)
+    assert len(steps) == TINY.image_iterations - 1
+    assert same_state(result.model.state_dict(), quantized("zeroq", None).model.state_dict())
+
+
 # Processes that are really killed
 
 KILLED = Budget("killed", images=8, image_iterations=30, finetune_iterations=30, generator_iterations=0, image_batch=8,
@@ -313,8 +409,7 @@ def run_until_killed(folder: str, phase: str) -> None:
 
 
 def kill(sent: str, phase: str, folder: Path) -> None:
-    """Start the run in a process of its own, and send it the signal when it has written its fifth state of the
-    phase."""
+    """Start the run in a process of its own, and send it the signal when it has written its fifth state of the phase."""
     here = Path(__file__).parent
     script = "import sys; sys.path[:0] = sys.argv[1:3]; import test_resume; test_resume.run_until_killed(*sys.argv[3:])"
     process = subprocess.Popen([sys.executable, "-c", script, str(here), str(here.parent), str(folder), phase],

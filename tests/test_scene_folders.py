@@ -1,4 +1,9 @@
 """Readers of folders of scenes: what is read, and each way a folder can be wrong, named by file."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +115,16 @@ def test_all_names_of_a_split_are_read_in_their_order(cells):  # noqa: F811
     (cells / "ImageSets" / "Main" / "test.txt").write_text("three\none -1\n\ntwo\n")
     annotate(cells, "one", BOX.format(4, 6, 9, 18, name="WBC"))
     assert [target.labels.tolist() for target in read_voc(cells, "test").targets] == [[0, 1], [1], [0, 1]]
+
+
+def test_names_are_read_in_the_same_encoding_everywhere(cells):  # noqa: F811
+    """The encoding that a computer prefers, which is another on Windows, is never asked for."""
+    code = "import warnings; from zsq_lab.scene_folders import read_voc; warnings.simplefilter('error'); read_voc('.', 'test')"
+    subprocess.run([sys.executable, "-X", "warn_default_encoding", "-c", code], cwd=cells, check=True,
+                   env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+
+
+def test_what_macos_leaves_beside_images_is_none(cells, street):  # noqa: F811
+    for place in (street / "test" / "images", cells / "JPEGImages"):
+        (place / "._a.png").write_bytes(b"Mac OS X")
+    assert len(read_camvid(street, "test", size=SIZE)) == 2 and len(read_voc(cells, "test")) == 1

@@ -50,6 +50,17 @@ def test_iou_counts_the_pixels_of_all_batches_together():
     assert result["per_class"]["b"] == pytest.approx(100 * 1 / 33)
 
 
+def test_a_class_that_is_neither_there_nor_said_has_no_part_in_the_mean():
+    """Five test scenes need not show every class. One that is only said to be there is wrong, and counts."""
+    truth = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, UNLABELLED]]], dtype=torch.uint8)
+    said = torch.tensor([[[0, 0, 1, 1], [0, 2, 1, 3]]])
+    logits = nn.functional.one_hot(said, 4).permute(0, 3, 1, 2).float()
+    scenes = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), truth)
+    result = mean_iou(Says(logits), scenes, dataset(("a", "b", "c", "d"), scenes), SEGMENTATION.read)
+    assert result["per_class"] == pytest.approx({"a": 75, "b": 100, "c": 0})
+    assert result["mIoU"] == pytest.approx(175 / 3)
+
+
 def found(*rows) -> dict:
     """Rows of (box, score, label)."""
     return {"boxes": torch.tensor([r[0] for r in rows], dtype=torch.float32).view(-1, 4),
@@ -67,6 +78,13 @@ def test_mean_precision_worked_by_hand():
     assert result["per_class"]["a"] == pytest.approx(half, abs=0.01), "the same at every IoU: the hit is exact"
     assert result["per_class"]["b"] == pytest.approx(100 * 3 / 10, abs=0.01), "right at 0.5, 0.55 and 0.6"
     assert result["mAP"] == pytest.approx((half + 30) / 2, abs=0.01)
+
+
+def test_a_class_that_is_only_seen_has_no_precision():
+    image = found(([0, 0, 10, 10], 0.9, 0), ([50, 50, 60, 60], 0.8, 1))
+    scenes = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), [Boxes(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]))])
+    result = mean_precision(Says([image]), scenes, dataset(("a", "b"), scenes), lambda model, output: output)
+    assert result["per_class"] == {"a": pytest.approx(100)} and result["mAP"] == pytest.approx(100)
 
 
 def test_evaluating_changes_nothing():

@@ -7,7 +7,8 @@ import pytest
 from command_line import SWEEP, one_line, run
 from sweep_workers import NUMBERS
 
-from zsq_lab import engines, plans, sweeps
+from zsq_lab import engines, plans, sweep_command, sweeps
+from zsq_lab.__main__ import build_parser
 from zsq_lab.results import Item, load
 
 
@@ -60,7 +61,7 @@ def test_a_plan_is_swept_as_a_whole_or_narrowed(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, engine, threads", [
-    ([], "InProcess", None), (["--threads", "3"], "InProcess", 3), (["--workers", "1"], "Processes", os.cpu_count()),
+    ([], "InProcess", None), (["--threads", "3"], "InProcess", 3), (["--workers", "1"], "Processes", engines.cores()),
     (["--workers", "10000"], "Processes", 1), (["--workers", "2", "--threads", "5"], "Processes", 5),
     (["--slurm"], "SlurmExecutor", None), (["--cluster", "tcp://127.0.0.1:9"], "DaskExecutor", None)])
 def test_a_sweep_runs_where_it_is_told_to(capsys, tmp_path, monkeypatch, arguments, engine, threads):
@@ -75,6 +76,36 @@ def test_a_sweep_runs_where_it_is_told_to(capsys, tmp_path, monkeypatch, argumen
     monkeypatch.setattr(sweeps, "sweep", note)
     status, _, _ = run(capsys, *SWEEP, *arguments, "--out", str(tmp_path))
     assert status == 0 and asked == {"engine": engine, "threads": threads}
+
+
+def test_a_bare_name_means_the_data_of_its_task(capsys, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweeps, "run", lambda item, *_: asked.append(item.model) or NUMBERS)
+    monkeypatch.setenv("ZSQ_CAMVID", str(tmp_path))
+    command = ["sweep", "--recipes", "rtn-bn", "--bits", "8", "--seeds", "0", "--out", str(tmp_path)]
+    assert run(capsys, *command, "--models", "segmenter")[0] == 0
+    assert run(capsys, *command, "--models", "detector", "resnet20", "--profile", "embedded")[0] == 0
+    assert asked == ["camvid/segmenter", "embedded/detector", "embedded/resnet20"]
+    assert one_line(capsys, *command, "--models", "segmenter", "--profile", "cifar10")[0] == 2
+
+
+@pytest.mark.parametrize("option, value", [("--bits", "4"), ("--acts", "8"), ("--edge-bits", "8"), ("--size-budgets", "0.15"),
+                                           ("--convention", "literature"), ("--profile", "embedded")])
+def test_what_a_plan_settles_is_refused(capsys, tmp_path, monkeypatch, option, value):
+    monkeypatch.setattr(sweeps, "sweep", lambda *_, **__: pytest.fail("work was begun"))
+    status, err = one_line(capsys, "sweep", "--plan", "foundation", option, value, "--out", str(tmp_path))
+    assert status == 2 and f"{option} is settled by the plan 'foundation'" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say which cores a process may use")
+def test_workers_share_the_cores_that_this_process_may_use():
+    args = build_parser().parse_args([*SWEEP, "--workers", "1"])
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert sweep_command._threads(args) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_a_folder_without_a_sweep_has_no_status(capsys, tmp_path):

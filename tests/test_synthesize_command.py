@@ -3,13 +3,18 @@ import numpy as np
 import pytest
 from command_line import one_line, run
 
+from zsq_lab import data
 from zsq_lab.calibration_set import read_calibration_set
 from zsq_lab.job import BUDGETS, Budget
+from zsq_lab.resume import RunState
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(data, "cache_folder", lambda: cache)
     monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 3, 1, 1, 4, 4))
+    return cache
 
 
 MADE = ["synthesize", "--model", "embedded/resnet20", "-n", "4", "--budget", "quick", "--out"]
@@ -22,6 +27,26 @@ def test_an_array_file_has_images_and_their_normalisation(capsys, tmp_path):
     with np.load(file) as written:
         assert written["images"].shape == (4, 3, 32, 32) and written["mean"].shape == (3,)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images.npz"]  # nothing half-written left
+
+
+def test_an_interrupted_command_goes_on_where_it_was(capsys, tmp_path, monkeypatch, quick):
+    files = [str(tmp_path / name) for name in ("whole.npz", "cut.npz")]
+    assert run(capsys, *MADE, files[0])[0] == 0
+    kept, = quick.glob("runs/images_*/images.pt")
+    kept.unlink()
+    write, steps = RunState.save, []
+
+    def save_and_stop(own, phase, state, *, now=False):
+        write(own, phase, state, now=True)
+        steps.append(state()["iteration"])
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(RunState, "save", save_and_stop)
+    assert run(capsys, *MADE, files[1])[0] == 130
+    assert run(capsys, *MADE, files[1])[0] == 0
+    assert steps[:3] == [1, 2, 3], "nothing was done twice"
+    with np.load(files[0]) as whole, np.load(files[1]) as cut:
+        assert np.array_equal(whole["images"], cut["images"])
 
 
 def test_a_folder_is_a_calibration_set(capsys, tmp_path):

@@ -139,6 +139,58 @@ def test_large_images_are_reconstructed_and_equalized_only_where_batchnorms_are_
     assert (own - wanted).square().sum() < 0.1 * wanted.square().sum()
 
 
+class Answer:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Answers(Mobile):
+    """A network that answers with an object of its own."""
+
+    def forward(self, x):
+        return Answer(super().forward(x))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x).logits
+
+
+def test_the_blocks_of_a_wrapped_network_are_reconstructed():
+    work = job(awaken(Wrapped(Answers())))
+    before = [layer.layer.weight.clone() for layer in quant_layers(work.student).values()]
+    synthetic.reconstructed(work)
+    after = [layer.layer.weight for layer in quant_layers(work.student).values()]
+    assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_best_on_large_images_of_a_wrapped_network():
+    shape, config = (3, 128, 128), QuantConfig(4, 8)
+    teacher, student = convert(awaken(Wrapped(Answers())), config, shape)
+    work = Job(teacher, student, config, shape, replace(TINY, images=4, image_batch=4), 0)
+    synthetic.best(work)
+    assert work.notes["equalized"] in (False, True)
+
+
+@pytest.mark.parametrize("recipe, shape", [(synthetic.reconstructed, IMAGE), (synthetic.best, (3, 128, 128))])
+def test_a_network_without_blocks_is_told_which_recipe_to_take(recipe, shape):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.conv(self.conv(x)))
+    teacher, student = convert(awaken(Twice()), QuantConfig(4, 4), shape)
+    work = Job(teacher, student, QuantConfig(4, 4), shape, replace(TINY, images=2, image_batch=2), 0)
+    with pytest.raises(ValueError, match="no block of the model takes and gives one tensor: use recipe 'distilled'"):
+        recipe(work)
+
+
 @pytest.mark.parametrize("bits, mixed", [(2, True), (3, False)])
 def test_best_pastes_patches_only_at_two_bits(monkeypatch, bits, mixed):
     wrapped = []

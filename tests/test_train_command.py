@@ -1,19 +1,21 @@
 """`train` and `generator` on the command line: what is written, and what is refused before any work."""
 import json
 
+import numpy as np
 import pytest
 import torch
 from command_line import one_line, run
+from scene_files import picture
 
 from zsq_lab import data, train, train_scenes
 from zsq_lab.checkpoints import checkpoint_path, load_generator
+from zsq_lab.resume import RunState
 
 
 def test_a_trained_generator_is_written_with_its_facts(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
     file = tmp_path / "new" / "generator.safetensors"
-    status, out, _ = run(capsys, "generator", "--model", "embedded/resnet20", "--iterations", "1", "--seed", "3",
-                         "--out",
+    status, out, _ = run(capsys, "generator", "--model", "embedded/resnet20", "--iterations", "1", "--seed", "3", "--out",
                          str(file), "--json")
     answer = json.loads(out)
     assert status == 0 and (answer["model"], answer["iterations"], answer["seed"]) == ("embedded/resnet20", 1, 3)
@@ -23,6 +25,35 @@ def test_a_trained_generator_is_written_with_its_facts(capsys, tmp_path, monkeyp
     assert generator.sample(4, torch.Generator().manual_seed(0))[0].shape == (4, 3, 32, 32)
     assert "| seed | 3 |" in file.with_suffix(".md").read_text()
     assert not list((tmp_path / "cache" / "runs").glob("*/*"))
+
+
+def test_the_card_of_a_resumed_generator_states_the_time_of_all_sessions(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
+    command = ["generator", "--model", "embedded/resnet20", "--iterations", "2", "--out", str(tmp_path / "g.safetensors")]
+
+    def save_and_stop(own, phase, state, *, now=False):
+        write(own, phase, state, now=True)
+        raise KeyboardInterrupt
+    write = RunState.save
+    with monkeypatch.context() as patched:
+        patched.setattr(RunState, "save", save_and_stop)
+        assert run(capsys, *command)[0] == 130
+    file, = (tmp_path / "cache" / "runs").glob("*/generator.pt")
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, file)  # as if the first session had taken so long
+    status, out, _ = run(capsys, *command, "--json")
+    assert status == 0 and 1000 <= json.loads(out)["seconds"] < 1100
+
+
+def test_the_folder_of_ones_own_scenes_is_in_the_command_on_the_card(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_scenes, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setitem(train_scenes.PLANS, "camvid/segmenter", train_scenes.Plan(1, 1, (32, 32), (0.9, 1.2)))
+    for split in ("train", "test"):
+        picture(tmp_path / "streets" / split / "images" / "a.png", np.full((90, 120, 3), 90))
+        picture(tmp_path / "streets" / split / "masks" / "a.png", np.arange(90 * 120).reshape(90, 120) % 12)
+    status, out, _ = run(capsys, "train", "--model", "camvid/segmenter", "--data", str(tmp_path / "streets"), "--out",
+                         str(tmp_path / "own.safetensors"), "--json")
+    assert status == 0 and json.loads(out)["command"].endswith(" --data streets")
 
 
 @pytest.fixture

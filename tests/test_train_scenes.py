@@ -9,6 +9,8 @@ from squares import normalise, squares
 
 from zsq_lab import train_scenes
 from zsq_lab.checkpoints import load_model, save_model
+from zsq_lab.imagenet_models import load_imagenet
+from zsq_lab.lite_segmenter import ENCODER
 from zsq_lab.models import build
 from zsq_lab.scenes import SceneDataset
 from zsq_lab.tasks import DETECTION, SEGMENTATION
@@ -65,6 +67,23 @@ def test_a_checkpoint_says_what_was_stored(tmp_path, monkeypatch):
     assert second["start_epochs"] == 2 and second["epochs"] == 1 and "--start x.safetensors" in second["command"]
 
 
+def test_an_interrupted_run_does_not_go_on_with_other_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_scenes, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setitem(PLANS, "embedded/segmenter", PLAN)
+    run_epochs = train_scenes.run_epochs
+
+    def interrupt(*args, **more):  # after the last epoch, whose state is saved by then
+        run_epochs(*args, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_scenes, "run_epochs", interrupt)
+    for n, states in ((8, 1), (8, 1), (12, 2)):
+        dataset = SceneDataset("embedded", ("a", "b"), (3, 32, 32), lambda split, n=n: squares(n))
+        with pytest.raises(KeyboardInterrupt):
+            train_scene_checkpoint("embedded/segmenter", dataset, tmp_path / "x.safetensors")
+        assert len(list((tmp_path / "cache").iterdir())) == states
+
+
 def test_a_detector_lends_its_pyramid(tmp_path):
     torch.manual_seed(3)
     detector, segmenter, file = build("detector", 2), build("segmenter", 2), tmp_path / "d.safetensors"
@@ -77,6 +96,16 @@ def test_a_detector_lends_its_pyramid(tmp_path):
     for wrong in (file, tmp_path / "absent"):
         with pytest.raises(ValueError, match=wrong.name):
             train_scenes.warm_start(segmenter, "embedded/segmenter", wrong)
+
+
+def test_a_lite_segmenter_begins_as_imagenet_left_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_scenes, "cache_folder", lambda: tmp_path / "cache")
+    begun = {}
+    monkeypatch.setattr(train_scenes, "run_epochs", lambda model, *_, **__: begun.update(
+        {key: value.clone() for key, value in model.pyramid.blocks.state_dict().items()}) or {"seconds": 0.0})
+    dataset = SceneDataset("camvid", tuple("abcdefghijk"), (3, 32, 32), lambda split: squares(8))
+    facts = train_scene_checkpoint("camvid/lite_segmenter", dataset, tmp_path / "x.safetensors")
+    assert same_state(begun, load_imagenet(ENCODER)[0].blocks[:11].state_dict()) and facts["encoder"] == ENCODER
 
 
 def test_too_few_scenes():

@@ -46,9 +46,10 @@ def test_lengths_that_differ_are_named(arguments):
 
 
 def results(recipe: str, drops: dict[int, float]) -> pd.DataFrame:
-    return pd.DataFrame([{"model": "m", "recipe": recipe, "weight_bits": bits, "activation_bits": bits, "edge_bits": None, "size_budget": None,
-                          "convention": "deployable", "budget": "quick", "seed": 0, "drop": drop, "accuracy": 90 - drop,
-                          "seconds": 1.0, "bytes": 1000 * bits} for bits, drop in drops.items()])
+    return pd.DataFrame([{"model": "m", "recipe": recipe, "weight_bits": bits, "activation_bits": bits, "edge_bits": None,
+                          "size_budget": None, "convention": "deployable", "budget": "quick", "n_test": 100, "seed": 0,
+                          "drop": drop, "accuracy": 90 - drop, "seconds": 1.0, "bytes": 1000 * bits}
+                         for bits, drop in drops.items()])
 
 
 def test_the_explorer_says_what_it_shows():

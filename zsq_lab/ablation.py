@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .arguments import Parser, WrongArgument, bit_width, positive
+from .arguments import Parser, WrongArgument, bit_width, positive, writable
+from .arguments import seed as seed_number
 from .checkpoints import load_model
 from .data import find_dataset
 from .distill import FineTuning, dense_layers, knowledge_loss, stage_layers, thorough_loss
@@ -33,6 +34,7 @@ from .tasks import CLASSIFICATION
 
 COLUMNS = ("model", "variant", "weight_bits", "activation_bits", "edge_bits", "budget", "seed", "fp_accuracy", "accuracy",
            "drop", "seconds", "n_test", "threads")
+KEY = (*COLUMNS[:7], "n_test")  # what names a row
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def measure(name: str, model: str, config: QuantConfig, *, budget: str, seed: in
     full, reached = _full_accuracy(model, n_test), accuracy(student.eval(), test, dataset, limit=n_test)
     return dict(zip(COLUMNS, (model, name, config.weight_bits, config.activation_bits, config.edge_bits, budget, seed,
                               round(full, 2), round(reached, 2), round(full - reached, 2), round(seconds, 1),
-                              n_test or len(test), torch.get_num_threads()), strict=True))
+                              min(n_test or len(test), len(test)), torch.get_num_threads()), strict=True))
 
 
 def learn(student: nn.Module, teacher: nn.Module, images: Tensor, variant: Variant, budget: Budget, rate: float,
@@ -150,7 +152,7 @@ def load(csv: Path) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean drop of each variant in points, least and largest over the seeds, and what the change costs beside `best`."""
-    setting = [column for column in COLUMNS[:6] if column != "variant"]
+    setting = [column for column in KEY if column not in ("variant", "seed")]
     groups = table.groupby([*setting, "variant"], sort=False, dropna=False)
     means = groups.agg(drop=("drop", "mean"), low=("drop", "min"), high=("drop", "max"), seeds=("seed", "count")).reset_index()
     own = means[means.variant == "best"].set_index(setting)["drop"]
@@ -167,19 +169,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--edge-bits", type=bit_width)
     parser.add_argument("--budget", default="quick")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2])
     parser.add_argument("--n-test", type=positive, help="measure on the first N test images; default all")
     parser.add_argument("--csv", type=Path, required=True, help="the table; rows that it has stay")
     args = parser.parse_args(argv)
     try:
+        writable(args.csv, "--csv")
         config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits)
         rows = load(args.csv).to_dict("records")
+        there = len(find_dataset(args.model.split("/")[0]).test())
+        n_test = min(args.n_test or there, there)
         for seed in args.seeds:
             for name in args.variants:
-                key = (args.model, name, args.weight_bits, args.activation_bits, args.edge_bits, args.budget, seed)
+                key = (args.model, name, args.weight_bits, args.activation_bits, args.edge_bits, args.budget, seed, n_test)
                 if any(_key(row) == key for row in rows):
                     continue
-                rows.append(measure(name, args.model, config, budget=args.budget, seed=seed, n_test=args.n_test))
+                rows.append(measure(name, args.model, config, budget=args.budget, seed=seed, n_test=n_test))
                 write_text(args.csv, pd.DataFrame(rows, columns=list(COLUMNS)).astype({"edge_bits": "Int64"})
                            .to_csv(index=False, lineterminator="\n"))
     except (ValueError, WrongArgument) as error:
@@ -189,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _key(row: dict) -> tuple:
     """What names a row; an empty cell of a table is None."""
-    return tuple(None if pd.isna(row[column]) else row[column] for column in COLUMNS[:7])
+    return tuple(None if pd.isna(row[column]) else row[column] for column in KEY)
 
 
 if __name__ == "__main__":

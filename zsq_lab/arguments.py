@@ -2,6 +2,7 @@
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def known(kind: str, value: str, names: Iterable[str]) -> None:
 
 
 def writable(path: Path | None, option: str = "--out") -> None:
-    """Make the folder of a file that is to be written: a run of minutes must not end at one that does not exist."""
+    """Make the folder of a file that is to be written: a run of minutes must not end at one that does not exist, or that
+    takes no files."""
     if path is not None and path.is_dir():
         raise WrongArgument(f"{option} {path} is a folder: name a file")
     if path is None:
@@ -71,6 +73,10 @@ def writable(path: Path | None, option: str = "--out") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise WrongArgument(f"{option} {path} is inside of a file: name a file in a folder") from None
+    except OSError as error:
+        raise WrongArgument(f"{option} {path}: {path.parent} cannot be made ({error.strerror}): name another folder") from None
+    if not os.access(path.parent, os.W_OK):
+        raise WrongArgument(f"{option} {path}: no permission to write to {path.parent}: name another folder") from None
 
 
 def answer(args, fields: dict, text: str) -> None:

@@ -22,11 +22,29 @@ def find_blocks(student: nn.Module, image_shape: tuple[int, ...], kinds: tuple[t
     """Names of the modules that are reconstructed, in the order in which they run. kinds: what counts as a layer.
 
     The parts of nested `nn.Sequential`s and of the model itself, down to the first module with code of its own: a residual
-    block is one, a convolution with its norm and activation is one. Left out is what is called more than once, or takes or
-    gives anything but one tensor; its layers keep the ranges that they have.
+    block is one, a convolution with its norm and activation is one. Left out is what is not called exactly once, or takes or
+    gives anything but one tensor; its layers keep the ranges that they have. Where nothing is left, the model being wrapped
+    around another (`self.net(x).logits`), the parts of the parts are looked at, and so on.
     """
     names = list(_parts(student, "", kinds))
-    modules, order, unfit = dict(student.named_modules()), [], set()
+    while names:
+        if fit := _that_fit(student, image_shape, names):
+            return fit
+        names = [part for name in names for part in _parts(student.get_submodule(name), f"{name}.", kinds)]
+    return []
+
+
+def required_blocks(student: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+    """`find_blocks` for those who have nothing to do without. Raises ValueError where there is no block."""
+    names = find_blocks(student, image_shape)
+    if not names:
+        raise ValueError("no block of the model takes and gives one tensor: use recipe 'distilled'")
+    return names
+
+
+def _that_fit(model: nn.Module, image_shape: tuple[int, ...], names: list[str]) -> list[str]:
+    """Those of the named modules that are called once, with one tensor, and give one; in the order in which they run."""
+    modules, order, unfit = dict(model.named_modules()), [], set()
 
     def seen(name):
         def hook(_module, args, kwargs, output):
@@ -37,7 +55,7 @@ def find_blocks(student: nn.Module, image_shape: tuple[int, ...], kinds: tuple[t
 
     handles = [modules[name].register_forward_hook(seen(name), with_kwargs=True) for name in names]
     try:
-        student(torch.zeros(2, *image_shape, device=next(student.parameters()).device))
+        model(torch.zeros(2, *image_shape, device=next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()

@@ -65,8 +65,8 @@ def squared_distance(mean: Tensor, std: Tensor, stored_mean: Tensor, stored_std:
 def gaussian_kl(mean: Tensor, std: Tensor, stored_mean: Tensor, stored_std: Tensor) -> Tensor:
     """KL(batch || memory) of the two Gaussians, mean over the channels: log(s/d) + (d^2 + (m - n)^2) / (2 s^2) - 1/2.
 
-    m, d: mean and deviation of the batch; n, s: the stored ones. A channel without spread is left out,
-    a layer of such channels is at distance 0.
+    m, d: mean and deviation of the batch; n, s: the stored ones. A channel without spread is left out, a layer of
+    such channels is at distance 0.
     """
     alive = stored_std > 1e-6 * stored_std.max()
     mean, std, stored_mean, stored_std = (v[alive] for v in (mean, std, stored_mean, stored_std))

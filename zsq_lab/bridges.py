@@ -6,6 +6,7 @@ something that maps such images to logits; what was quantized, and how, is the t
 Notebook 09 compares noise, synthetic and real images.
 """
 import copy
+import itertools
 import logging
 import tempfile
 import warnings
@@ -16,7 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from .arguments import Parser, positive, writable
+from .arguments import seed as seed_number
 from .export import float_program, save_onnx
 from .onnx_runtime import require_runtime, session_of
 from .onnx_runtime import run as run_session
@@ -41,8 +45,7 @@ def _quiet() -> Iterator[None]:
 
 def onnx_runtime_static(model: nn.Module, images: Tensor, *, out: Path | None = None,
                         threads: int | None = None) -> Logits:
-    """ONNX Runtime's `quantize_static`: QDQ, weights int8 per channel, activations uint8,
-    ranges by minimum and maximum.
+    """ONNX Runtime's `quantize_static`: QDQ, weights int8 per channel, activations uint8, ranges by minimum and maximum.
 
     out: where to keep the file. Raises ImportError, with the command, where onnxruntime is missing.
     """
@@ -121,16 +124,15 @@ BRIDGES: dict[str, Callable[..., Logits]] = {"onnxruntime": onnx_runtime_static,
 
 def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None, toolkits=tuple(BRIDGES),
             synthetic: Tensor | None = None) -> list[dict]:
-    """Accuracy of each toolkit calibrated with n images of noise, made by the lab, and real: one row each,
-    on test images.
+    """Accuracy of each toolkit calibrated with n images of noise, made by the lab, and real: one row each, on test images.
 
     name: a network with its data set, `cifar10/resnet20`. synthetic: images to use instead of new quick ones.
     """
+    from .calibration_set import calibration_images
     from .checkpoints import load_model
     from .data import find_dataset
     from .evaluate import BATCH as TEST_BATCH
     from .evaluate import accuracy
-    from .calibration_set import calibration_images
     from .lab import real_images
     dataset, model = find_dataset(name.split("/")[0]), load_model(name)[0]
     shape = dataset.image_shape
@@ -139,33 +141,35 @@ def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None,
             "real": real_images(dataset.train(), dataset, n, seed)}
     test, rows = dataset.test(), []
     labels, full = test.labels[:limit], accuracy(model, test, dataset, limit=limit)
-    for toolkit in toolkits:
-        for kind, images in sets.items():
+    with tqdm(total=len(toolkits) * len(sets), desc="toolkits", leave=False) as bar:
+        for toolkit, (kind, images) in itertools.product(toolkits, sets.items()):
             logits = BRIDGES[toolkit](model, images.contiguous())
             predicted = torch.cat([logits(dataset.normalise(part)).argmax(1) for part in test.images[:limit].split(TEST_BATCH)])
             rows.append({"model": name, "toolkit": toolkit, "calibration": kind, "images": len(images), "seed": seed,
                          "fp_accuracy": round(full, 2),
                          "accuracy": round(100 * (predicted == labels).double().mean().item(), 2),
                          "n_test": len(labels)})
+            bar.update()
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m zsq_lab.bridges --model cifar10/resnet20 --csv table.csv`: `compare` as a table."""
-    import argparse
-
     import pandas as pd
-    parser = argparse.ArgumentParser(prog="python -m zsq_lab.bridges",
-                                     description="Calibrate other toolkits with three kinds of "
-                                     "images and compare.")
+    parser = Parser(prog="python -m zsq_lab.bridges",
+                    description="Calibrate other toolkits with three kinds of images and compare.")
     parser.add_argument("--model", default="cifar10/resnet20")
-    parser.add_argument("-n", type=int, default=128, help="calibration images")
+    parser.add_argument("-n", type=positive, default=128, help="calibration images")
     parser.add_argument("--toolkits", nargs="+", choices=list(BRIDGES), default=list(BRIDGES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--n-test", type=int)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--n-test", type=positive, help="measure on the first N test images; default all")
+    parser.add_argument("--csv", type=Path, help="the table to write")
     args = parser.parse_args(argv)
-    table = pd.DataFrame(compare(args.model, args.n, seed=args.seed, limit=args.n_test, toolkits=args.toolkits))
+    try:
+        writable(args.csv, "--csv")
+        table = pd.DataFrame(compare(args.model, args.n, seed=args.seed, limit=args.n_test, toolkits=args.toolkits))
+    except ValueError as error:  # a wrong argument, or one that argparse could not check
+        parser.error(str(error))
     if args.csv:
         table.to_csv(args.csv, index=False)
     print(table.to_string(index=False))

@@ -47,8 +47,7 @@ def write_calibration_set(folder: Path, images: Tensor, dataset: Dataset, facts:
 
 
 def check_place(folder: Path) -> Path:
-    """The folder with no `..` in it, if a calibration set may be written there; else ValueError.
-    What is there goes then."""
+    """The folder with no `..` in it, if a calibration set may be written there; else ValueError. What is there goes then."""
     given, folder = folder, Path(folder).resolve()
     if folder.is_dir() and any(folder.iterdir()):
         try:
@@ -111,8 +110,7 @@ def _digest(path: Path) -> str:
 
 def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: int = 0, *,
                        progress: bool = False) -> Tensor:
-    """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same
-    ones."""
+    """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same ones."""
     from .data import cache_folder
     from .image_maker import make_images
     from .image_start import suited

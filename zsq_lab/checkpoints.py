@@ -18,8 +18,8 @@ from .models import build, count_parameters
 from .weight_file import read_weights, write_weights
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
-MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20", "camvid/segmenter", "bccd/detector",
-          "embedded/segmenter", "embedded/detector")
+MODELS = ("cifar10/resnet20", "cifar10/mobilenetv2", "embedded/resnet20", "camvid/segmenter", "camvid/lite_segmenter",
+          "bccd/detector", "embedded/segmenter", "embedded/detector")
 
 
 def full_name(name: str, profile: str) -> str:
@@ -77,7 +77,7 @@ def write_card(path: Path, facts: dict) -> None:
              _table({key: value for key, value in facts.items() if not key.startswith("start_")})]
     if start:
         parts += ["Training went on from an earlier checkpoint:", _table(start)]
-    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _table(facts: dict) -> str:

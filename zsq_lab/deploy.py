@@ -44,8 +44,7 @@ def is_weight(step: Step) -> bool:
 
 @torch.no_grad()
 def deploy(student: nn.Module, image_shape: tuple[int, ...], images: Tensor, *, seed: int = 0) -> Program:
-    """The program of a quantized model (convention deployable, at most 8 bits)
-    with all quantizers where integers need them.
+    """The program of a quantized model (convention deployable, at most 8 bits), with all quantizers where integers need them.
 
     images: [N, *image_shape] as the model takes them, synthetic ones for instance; the ranges of the added quantizers
     come from them, all other ranges stay. Biases are rounded to the accumulator's grid. The student is left untouched.
@@ -93,8 +92,7 @@ def _with_own_quantizers(program: Program) -> Program:
 
 
 def _place(program: Program) -> tuple[Program, dict[Quantizer, int]]:
-    """The program with its quantizers moved to the sources; the added ones,
-    and after which step to look for their range."""
+    """The program with its quantizers moved to the sources; the added ones, and after which step to look for their range."""
     users = program.users()
     after: dict[Value, Quantizer] = {}
     removed: set[int] = set()
@@ -127,8 +125,7 @@ def _operands(program: Program, value: Value) -> list:
 
 
 def _trunk(program: Program, users: dict, value: Value) -> Value:
-    """The last result that is made from `value` alone, by moving and comparing,
-    before it branches or is computed with."""
+    """The last result made from `value` alone, by moving and comparing, before it branches or is computed with."""
     while len(users.get(value, ())) == 1 and value not in program.outputs:
         step = program.steps[users[value][0]]
         if not (moves(step) or monotone(step)) or step.args[0] != value:

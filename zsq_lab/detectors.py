@@ -2,22 +2,23 @@
 
 A detector of torchvision takes lists of images and returns finished boxes, of which there are sometimes none: nothing
 that a student could learn from. `Heads` gives every anchor's class logits and box numbers instead, as one dictionary,
-and turns them into boxes when asked. For SSD, SSDLite, RetinaNet and FCOS, with your own weights.
+and turns them into boxes when asked. For SSDLite, RetinaNet and FCOS, with your own weights; and for SSD, whose VGG has no
+BatchNorm at all: it takes only recipes without statistics, such as `rtn-noise`.
 """
 import torch
 from torch import Tensor, nn
 
 from .torchvision_compat import import_torchvision
 
-OUTPUTS = {"cls_logits": "classes", "bbox_regression": "boxes"}
+OUTPUTS = {"cls_logits": "classes", "bbox_regression": "boxes", "bbox_ctrness": "centerness"}  # the last one FCOS only
 
 
 class Heads(nn.Module):
-    """A single-stage torchvision detector on batches: images [N, 3, H, W] to {"classes": [N, K, L], "boxes": [N,
-    4, L]}.
+    """A single-stage torchvision detector on batches.
 
+    images [N, 3, H, W] -> {"classes": [N, K, L], "boxes": [N, 4, L]}, L the number of anchors; of FCOS "centerness" as well.
     images: already normalised and of the size that the detector was trained with: torchvision's own transform is left
-    out, because a quantizer's input is what the first layer sees. L: the number of anchors.
+    out, because a quantizer's input is what the first layer sees.
     Raises ValueError for what is not such a detector.
     """
 
@@ -35,16 +36,22 @@ class Heads(nn.Module):
         output = self.detector.head(features)
         self.sizes = [tuple(feature.shape[2:]) for feature in features]
         self.image_size = tuple(images.shape[2:])
-        return {own: output[theirs].transpose(1, 2) for theirs, own in OUTPUTS.items()}
+        return {own: output[theirs].transpose(1, 2) for theirs, own in OUTPUTS.items() if theirs in output}
 
     @torch.no_grad()
     def detections(self, output: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Boxes of the last batch that `forward` saw: per image {"boxes" [k, 4], "scores", "labels"}, in pixels."""
         import_torchvision()
         from torchvision.models.detection.image_list import ImageList  # import_torchvision made this safe
+        from torchvision.models.detection.ssd import SSD
         count = len(output["classes"])
         blank = output["classes"].new_zeros(count, 3, *self.image_size)
         maps = [blank.new_zeros(count, 1, *size) for size in self.sizes]
         anchors = self.detector.anchor_generator(ImageList(blank, [self.image_size] * count), maps)
-        heads = {theirs: output[own].transpose(1, 2) for theirs, own in OUTPUTS.items()}
+        heads = {theirs: output[own].transpose(1, 2) for theirs, own in OUTPUTS.items() if own in output}
+        if not isinstance(self.detector, SSD):  # the others select among the boxes of each feature map first
+            positions = [height * width for height, width in self.sizes]
+            counts = [len(anchors[0]) // sum(positions) * n for n in positions]
+            heads = {name: list(values.split(counts, 1)) for name, values in heads.items()}
+            anchors = [list(own.split(counts)) for own in anchors]
         return self.detector.postprocess_detections(heads, anchors, [self.image_size] * count)

@@ -15,8 +15,9 @@ from .distributed import average_gradients, part
 from .graph import Graph, tensors
 from .health import Stopped
 from .layers import QuantLayer, quant_layers
+from .quantizer import Quantizer
 from .resume import RunState
-from .tasks import CLASSIFICATION, Task, output_loss, relative_error  # noqa: F401  (their place before there were tasks)
+from .tasks import CLASSIFICATION, Task, output_loss, relative_error  # noqa: F401  (notebooks take both from here)
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
 FEATURES = 3.0  # what the features weigh in `thorough_loss`
@@ -132,15 +133,8 @@ class FineTuning:
         value = loss.item()
         if not isfinite(value):
             raise Stopped(f"fine-tuning diverged after {done:.0%} of its run (loss {value}): lower the learning rate "
-                          f"({self.learning_rate}); the input model is unchanged")
-        self.optimizer.zero_grad()
-        loss.backward()
-        average_gradients(self.parameters)
-        self.optimizer.step()
-        with torch.no_grad():
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"] if "floor" in group else ():
-                    parameter.clamp_(min=group["floor"])
+                          f"({self.learning_rate}), or use more bits or another recipe; the input model is unchanged")
+        take_step(self.optimizer, loss, self.parameters)
         return value
 
     def state(self) -> dict:
@@ -181,10 +175,24 @@ def finetune(student: nn.Module, teacher: nn.Module, sampler: Sampler, stages: l
 def parameter_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
     """Weights and biases at the learning rate; scales in steps proportional to their own size (Adam's steps are not)."""
     float_parameters = [p for layer in layers for p in (layer.layer.weight, layer.layer.bias) if p is not None]
-    groups = [{"params": float_parameters, "lr": learning_rate}]
-    for layer in layers:
-        for quantizer in (layer.weight_quantizer, *layer.input_quantizers):
-            size = quantizer.scale.detach().median().item()  # not the mean: a dead channel has the stand-in scale 1
-            groups.append({"params": [quantizer.scale], "lr": SCALE_RATE * learning_rate * size,
-                           "floor": quantizer.scale.detach().min().item() * 1e-3})
-    return groups
+    return [{"params": float_parameters, "lr": learning_rate},
+            *(scale_group(quantizer, SCALE_RATE * learning_rate) for layer in layers
+              for quantizer in (layer.weight_quantizer, *layer.input_quantizers))]
+
+
+def scale_group(quantizer: Quantizer, rate: float) -> dict:
+    """A quantizer's scale for an optimiser: steps of `rate` times its own size, never down to zero (`take_step`)."""
+    size = quantizer.scale.detach().median().item()  # not the mean: a dead channel has the stand-in scale 1
+    return {"params": [quantizer.scale], "lr": rate * size, "floor": quantizer.scale.detach().min().item() * 1e-3}
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """One step of the optimiser on the loss, its gradients averaged over all processes; scales stay above their floor."""
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(parameters)
+    optimizer.step()
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if "floor" in group else ():
+                parameter.clamp_(min=group["floor"])

@@ -28,17 +28,17 @@ def is_first() -> bool:
 def joined() -> Iterator[torch.device]:
     """Join the other processes of torchrun for the block, if it started this one; gives the device of this process.
 
-    NCCL between GPUs, Gloo between CPUs.
+    NCCL between GPUs, Gloo between CPUs; beside a GPU both, because the commands keep their networks on the CPU.
     """
-    cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.device_count() > local  # one GPU for each process; those beyond the last one work on the CPU
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "MASTER_ADDR" not in os.environ:
         yield device
         return
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield device
     finally:

@@ -6,7 +6,6 @@ start with it, and notebook 00 shows it. Nothing here is fatal: what is missing 
 import argparse
 import importlib.metadata
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -136,9 +135,10 @@ def check_disk() -> Check:
 
 def check_cores() -> Check:
     import torch
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    return Check("cores", threads <= cores, f"{cores} cores, torch uses {threads} threads",
+
+    from zsq_lab.engines import cores
+    here, threads = cores(), torch.get_num_threads()
+    return Check("cores", threads <= here, f"{here} cores, torch uses {threads} threads",
                  "More threads than cores run several times slower: unset OMP_NUM_THREADS, or set it to the cores.")
 
 
@@ -165,8 +165,7 @@ def release(text: str) -> tuple[int, ...]:
 CHECKS: dict[str, Callable[[], Check]] = {
     "Python": check_python, "torch": check_torch, "torchvision": check_torchvision,
     "Jupyter and widgets": check_jupyter, "data": check_data, "ImageNet": check_imagenet, "disk": check_disk,
-    "cores": check_cores,
-    "GPU": check_gpu,
+    "cores": check_cores, "GPU": check_gpu,
 }
 
 if __name__ == "__main__":

@@ -25,15 +25,13 @@ BLOCK_NORMS = {"_bn0": "expand.norm", "_bn1": "depthwise.norm", "_bn2": "project
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, side: int = 1,
               activation: bool = True) -> nn.Sequential:
-    """pad (where it is not symmetric), conv, norm, act (where wanted); side: of the input,
-    which decides "same" padding."""
+    """pad (where it is not symmetric), conv, norm, act (where wanted); side: of the input, which decides "same" padding."""
     total = max((ceil(side / stride) - 1) * stride + kernel - side, 0)
     before, after = total // 2, total - total // 2
     steps = OrderedDict()
     if before != after:
         steps["pad"] = nn.ZeroPad2d((before, after, before, after))
-    steps["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before if before == after else 0,
-                              groups=groups,
+    steps["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before if before == after else 0, groups=groups,
                               bias=False)
     steps["norm"] = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
     if activation:

@@ -1,5 +1,4 @@
-"""Where a sweep's items run: this process, several processes, a Dask cluster, SLURM. All are
-`concurrent.futures.Executor`s.
+"""Where a sweep's items run: this process, several processes, a Dask cluster, SLURM. All are `concurrent.futures.Executor`s.
 
 The schedulers are other people's: the standard library's, Dask's, SLURM's through submitit (extra `cluster`).
 """
@@ -12,6 +11,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 POLL = 2.0  # seconds between two looks at a SLURM job
+INSTALL = "pip install -c constraints.txt -e .[cluster]"
+
+
+def cores() -> int:
+    """Cores that this process may use, which SLURM, containers and taskset limit to less than the computer has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class InProcess(Executor):
@@ -70,7 +75,7 @@ class DaskExecutor(Executor):
         try:
             from distributed import Client
         except ImportError:
-            raise ValueError("a Dask cluster needs the extra `cluster`: pip install 'zsq_lab[cluster]'") from None
+            raise ValueError(f"a Dask cluster needs the extra `cluster`: {INSTALL}") from None
         try:
             self.client = Client(address, timeout="10s", set_as_default=False)
         except (OSError, ValueError) as error:
@@ -89,8 +94,7 @@ class DaskExecutor(Executor):
 class SlurmExecutor(Executor):
     """One SLURM job for each call, through submitit; cluster "local" runs the jobs as processes here, for trying out.
 
-    folder: for submitit's scripts and logs, on the shared disk. parameters: submitit's (timeout_min,
-    slurm_partition, …).
+    folder: for submitit's scripts and logs, on the shared disk. parameters: submitit's (timeout_min, slurm_partition, …).
     Raises ValueError when submitit is not installed.
     """
 
@@ -98,9 +102,9 @@ class SlurmExecutor(Executor):
         try:
             import submitit
         except ImportError:
-            raise ValueError("SLURM needs the extra `cluster`: pip install 'zsq_lab[cluster]'") from None
+            raise ValueError(f"SLURM needs the extra `cluster`: {INSTALL}") from None
         self.executor = submitit.AutoExecutor(folder, cluster=cluster)
-        self.executor.update_parameters(**{"timeout_min": 240, "cpus_per_task": os.cpu_count() or 1} | parameters)
+        self.executor.update_parameters(**{"timeout_min": 240, "cpus_per_task": cores()} | parameters)
         self.jobs: dict = {}
         self._ended = threading.Event()
         self._lock = threading.Lock()

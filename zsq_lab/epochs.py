@@ -38,7 +38,8 @@ def run_epochs(model: nn.Module, optimizer: torch.optim.Optimizer,
     loss_of: (epoch, indices of the batch's examples, generator for its augmentation) -> the loss. An incomplete last
     batch is left out. largest_gradient: the norm of all gradients is cut off there. note: said of an epoch beside its
     number. state_file: where the state is kept after each epoch; when it exists the run goes on from there.
-    Raises ValueError where the examples fill no batch, RuntimeError where the loss is no number any more.
+    Raises ValueError where the examples fill no batch or the state is damaged, RuntimeError where the loss is no number
+    any more.
     """
     batches = n // batch_size
     if batches == 0:
@@ -46,10 +47,7 @@ def run_epochs(model: nn.Module, optimizer: torch.optim.Optimizer,
     model.train().to(memory_format=torch.channels_last)
     first, seconds, loss_mean = 0, 0.0, float("nan")
     if state_file and state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, seconds, loss_mean = state["epoch"], state["seconds"], state["loss"]
+        first, seconds, loss_mean = _restore(state_file, model, optimizer)
     for epoch in range(first, epochs):
         started, total, name = time.perf_counter(), 0.0, f"epoch {epoch + 1}/{epochs}{note(epoch)}"
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # an epoch is the same after a resume
@@ -85,15 +83,32 @@ def _save_state(path: Path, **state) -> None:
     partial.replace(path)
 
 
-def state_path(folder: Path, name: str, epochs: int, peak: float, seed: int, start: Path | None) -> Path:
-    """The file for the state of a run with these settings; `start` counts by its bytes, not by its name."""
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, float]:
+    """(epochs done, seconds, mean loss) of a kept state. Raises ValueError, naming the file, where it is damaged."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["epoch"], state["seconds"], state["loss"]
+    except Exception as error:  # whatever a damaged file makes the reader stumble over
+        raise ValueError(f"{path} is damaged or another network's ({type(error).__name__}): delete it to start anew") from error
+
+
+def state_path(folder: Path, name: str, epochs: int, peak: float, seed: int, start: Path | None, images: Tensor) -> Path:
+    """The file for the state of a run with these settings on these images; `start` counts by its bytes, not by its name."""
     kind = f"from_{sha256(start.read_bytes()).hexdigest()[:8]}" if start else "train"
-    return folder / f"{kind}_{name.replace('/', '_')}_{epochs}_{peak}_{seed}.pt"
+    seen = f"{len(images)}_{sha256(images.contiguous().numpy()).hexdigest()[:8]}"
+    return folder / f"{kind}_{name.replace('/', '_')}_{epochs}_{peak}_{seed}_{seen}.pt"
 
 
-def conditions(name: str, epochs: int, peak: float, seed: int, start: Path | None, earlier: dict) -> dict:
-    """What a card says of a run: its command, the machine, and as `start_...` the facts of the checkpoint before it."""
+def conditions(name: str, epochs: int, peak: float, seed: int, start: Path | None, earlier: dict,
+               data: Path | None = None) -> dict:
+    """What a card says of a run: its command, the machine, and as `start_...` the facts of the checkpoint before it.
+
+    data: the folder that the command named, if it did.
+    """
     command = f"python -m zsq_lab train --model {name} --epochs {epochs} --lr {peak} --seed {seed}"
+    command += f" --data {data.name}" if data else ""
     before = {f"start_{key}": earlier[key] for key in ("model", "accuracy", "epochs", "seconds", "command")
               if key in earlier}
     return {"command": command + (f" --start {start.name}" if start else ""),

@@ -180,8 +180,7 @@ def absorb_biases(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
 
 @torch.no_grad()
 def correct_biases(student: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0, samples: int = 64) -> None:
-    """Subtract from each bias the mean error that weight rounding causes, E[(W_q - W) x],
-    with x as BatchNorm remembers.
+    """Subtract from each bias the mean error that weight rounding causes, E[(W_q - W) x], with x as BatchNorm remembers.
 
     Changes `student` (ranges already set) in place. Raises ValueError for a model without BatchNorm statistics.
     """

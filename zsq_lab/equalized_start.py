@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import Tensor
 
-from .blocks import find_blocks
+from .blocks import required_blocks
 from .distill import Features, dense_layers
 from .equalize import equalize
 from .graph import trace
@@ -54,4 +54,4 @@ def _blocks_error(job: Job, images: Tensor) -> float:
     """Mean error of the blocks on a few images, each for itself and rounded in closed form."""
     images = images[:FEW]
     job.fit(images)
-    return starting_error(job.student, job.teacher, images, find_blocks(job.student, job.image_shape))
+    return starting_error(job.student, job.teacher, images, required_blocks(job.student, job.image_shape))

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import Dataset, Split, batches
+from .graph import evaluating
 
 BATCH = 250  # of 32x32 images: large enough for two cores, small enough for their caches
 LEAST = 8  # of larger ones
@@ -20,16 +21,12 @@ def predict(model: nn.Module, split: Split, dataset: Dataset, *, limit: int | No
     """Predicted class [N] of the first `limit` images of a split (all by default)."""
     device = next(model.parameters()).device
     split = Split(split.images[:limit], split.labels[:limit])
-    modes, size = {module: module.training for module in model.modules()}, batch_size(split.images.shape)
-    model.eval()
-    try:
-        predictions = []
-        for images, _ in tqdm(batches(split, size), "evaluating", -(-len(split) // size), disable=not progress, leave=False):
+    size, predictions = batch_size(split.images.shape), []
+    bar = tqdm(batches(split, size), "evaluating", -(-len(split) // size), disable=not progress, leave=False)
+    with evaluating(model), bar:
+        for images, _ in bar:
             x = dataset.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
             predictions.append(model(x).argmax(1).cpu())
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return torch.cat(predictions)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import nn
 
 from .deploy import deploy  # noqa: F401  (the first of the two steps of an export)
-from .layers import float_copy
 from .folding import fold_batchnorms
 from .graph import trace
+from .layers import float_copy
 from .onnx_graph import GraphWriter
 from .program import Program
 from .recorder import record
@@ -24,8 +24,7 @@ EXTRA = "install the extra: pip install -c constraints.txt -e .[export]"
 
 
 def float_program(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
-    """The program of a full-precision model, its BatchNorms folded as runtimes do themselves;
-    the model is left untouched."""
+    """The program of a full-precision model, its BatchNorms folded as runtimes do themselves; the model is left untouched."""
     copied = float_copy(model)
     return record(fold_batchnorms(copied, trace(copied, tuple(image_shape))), tuple(image_shape))
 
@@ -49,8 +48,7 @@ def save_onnx(program: Program, path: Path, facts: dict | None = None, *, int4: 
 
 
 def load_onnx(path: Path):
-    """The ModelProto of a file that `save_onnx` wrote. Raises ValueError when it is missing, damaged,
-    changed or foreign."""
+    """The ModelProto of a file that `save_onnx` wrote. Raises ValueError when it is missing, damaged, changed or foreign."""
     onnx = require_onnx()
     path = Path(path)
     if not path.is_file():
@@ -64,14 +62,9 @@ def load_onnx(path: Path):
             raise ValueError("its checksum is wrong, some bytes have changed")
     except Exception as error:  # protobuf, onnx and its shape inference each raise errors of their own
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not an ONNX file of this lab: {reason}. Write it again with `python -m zsq_lab export`."
-                         ) from error
+        raise ValueError(f"{path} is not an ONNX file of this lab: {reason}. Write it again with "
+                         "`python -m zsq_lab export`.") from error
     return model
-
-
-def facts_of(model) -> dict:
-    """The facts that were written into the file."""
-    return json.loads({p.key: p.value for p in model.metadata_props}.get("facts", "{}"))
 
 
 def describe(model) -> dict:

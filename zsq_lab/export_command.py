@@ -1,8 +1,8 @@
-"""The command `export`: its arguments, and the quantized model that they name;
-`export_comparison` writes and measures it."""
+"""The command `export`: its arguments, and the quantized model that they name; `export_comparison` writes and measures it."""
 from pathlib import Path
 
 from .arguments import Parser, WrongArgument, known, positive, writable
+from .evaluate_command import read_quantized
 from .named_model import named_classifier
 from .quantize_command import add_widths
 
@@ -17,16 +17,16 @@ def add_arguments(sub: Parser) -> None:
     sub.add_argument("--quantized", type=Path, metavar="FILE",
                      help="export this model, written by `quantize --out`, instead of running a recipe")
     sub.add_argument("--images", type=Path, metavar="SET",
-                     help="calibration images for the added ranges, from `synthesize`; default: made now")
-    sub.add_argument("--n-test", type=positive, metavar="N", help="compare on the first N test images; default all")
-    sub.add_argument("--threads", type=positive, metavar="N", help="of the measurement; default as PyTorch")
+                     help=".onnx: calibration images for the added ranges, from `synthesize`; default: made now")
+    sub.add_argument("--n-test", type=positive, metavar="N",
+                     help="compare on the first N test images; default all, of ImageNet's at most 5,000")
+    sub.add_argument("--threads", type=positive, metavar="N", help=".onnx: of the measurement; default as PyTorch")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE",
                      help=".onnx: for ONNX Runtime; .safetensors: packed, any width")
 
 
 def run(args) -> None:
     from .calibration_set import read_calibration_set
-    from .checkpoints import load_quantized
     from .export_comparison import write_onnx, write_packed
     from .job import BUDGETS
     from .layers import QuantConfig
@@ -40,6 +40,8 @@ def run(args) -> None:
     if RECIPES[args.recipe].needs_images:
         raise WrongArgument(f"recipe '{args.recipe}' needs real images: write its model with `quantize --out` and "
                             "export that with --quantized")
+    if args.out.suffix == ".safetensors" and (args.images or args.threads):
+        raise WrongArgument("--images and --threads are for ONNX Runtime: leave them out, or name a file that ends in .onnx")
     if args.out.suffix == ".onnx":  # before minutes of work
         from .export import require_onnx
         from .onnx_runtime import require_runtime
@@ -47,20 +49,19 @@ def run(args) -> None:
     calibration = read_calibration_set(args.images) if args.images else None
     writable(args.out)
     name, dataset, network = named_classifier(args)
+    if calibration is not None and calibration.shape[1:] != dataset.image_shape:
+        raise WrongArgument(f"--images {args.images} holds images {list(calibration.shape[1:])}, expected "
+                            f"{list(dataset.image_shape)}: make them with `synthesize --model {name}`")
     if args.quantized:
-        student, facts = load_quantized(args.quantized)
-        if facts["model"] != name:
-            raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
+        student, facts = read_quantized(args.quantized, name)
     else:
         from .data import cache_folder
         config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits)
         result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
-                          budget=args.budget,
-                          progress=True, resume=cache_folder() / "runs")
+                          budget=args.budget, progress=True, resume=cache_folder() / "runs")
         student, facts = result.model, result.report | {"model": name, "image_shape": list(dataset.image_shape)}
-    kept = {key: facts[key] for key in ("model", "recipe", "config", "convention", "seed", "budget", "seconds",
-                                        "image_shape")
-            if key in facts}
+    wanted = ("model", "recipe", "config", "convention", "seed", "budget", "seconds", "image_shape")
+    kept = {key: facts[key] for key in wanted if key in facts}
     if args.out.suffix == ".onnx":
         write_onnx(args, network, student, dataset, kept, calibration)
     else:

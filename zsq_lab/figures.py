@@ -29,7 +29,9 @@ def png(figure: Figure) -> bytes:
         return buffer.getvalue()
     smaller = io.BytesIO()
     with Picture.open(buffer) as picture:
-        picture.convert("RGB").quantize(256, dither=Picture.Dither.NONE).save(smaller, format="png", optimize=True)
+        # colours far apart, not the most frequent ones: a legend is a few pixels, and must look like what it explains
+        palette = picture.convert("RGB").quantize(256, Picture.Quantize.MAXCOVERAGE, dither=Picture.Dither.NONE)
+        palette.save(smaller, format="png", optimize=True)
     return min(buffer.getvalue(), smaller.getvalue(), key=len)
 
 

@@ -1,9 +1,11 @@
-"""BatchNorms that do more than normalise, taken apart: timm's network code has norm,
-dropout and activation in one module.
+"""BatchNorms of other classes, made plain ones: what folds them and reads their statistics only knows PyTorch's own.
 
-Folding puts an identity in the place of a BatchNorm; an activation inside it would be lost without a word. A module
-that was taken apart is compared with what it was, on noise, before it is used.
+timm's network code has norm, dropout and activation in one module; folding puts an identity in its place, and the activation
+would be lost without a word. Networks trained on several GPUs have SyncBatchNorm, detectors with a pretrained backbone
+FrozenBatchNorm2d, which no test for a BatchNorm recognises. What was replaced is compared with what replaces it, on noise.
 """
+import copy
+
 import torch
 from torch import nn
 
@@ -16,25 +18,38 @@ def is_plain(norm: nn.Module) -> bool:
     return type(norm).forward is nn.modules.batchnorm._BatchNorm.forward
 
 
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether the module normalises by statistics that it remembers, plain or not.
+
+    The frozen kind goes by its name: torchvision, detectron2 and timm each have a class of it, with no common parent.
+    """
+    known = isinstance(module, (*BATCH_NORMS, nn.SyncBatchNorm)) or "FrozenBatchNorm" in type(module).__name__
+    return known and getattr(module, "running_mean", None) is not None
+
+
 @torch.no_grad()
 def split_fused_norms(model: nn.Module) -> nn.Module:
-    """Replace each BatchNorm with a `forward` of its own by (plain BatchNorm, its child modules in order); in place.
+    """Replace each BatchNorm with a `forward` of its own by a plain one, and then its child modules in order; in place.
 
-    Raises ValueError, naming the layer, where that is not the same function.
+    SyncBatchNorm becomes BatchNorm2d, like the frozen kind. Raises ValueError, naming the layer, where that is not the
+    same function.
     """
     for name, norm in list(model.named_modules()):
-        if not isinstance(norm, BATCH_NORMS) or is_plain(norm):
+        if not is_batch_norm(norm) or is_plain(norm):
             continue
-        plain_class = next(kind for kind in BATCH_NORMS if isinstance(norm, kind))
-        plain = plain_class(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        plain.load_state_dict({key: value for key, value in norm.state_dict().items() if key in plain.state_dict()})
+        plain_class = next((kind for kind in BATCH_NORMS if isinstance(norm, kind)), nn.BatchNorm2d)
+        channels = len(norm.running_mean)
+        plain = plain_class(channels, getattr(norm, "eps", 1e-5), affine=norm.weight is not None)
+        plain.load_state_dict(norm.state_dict(), strict=False)  # children have entries too, a frozen norm counts no batches
         after = [child for child in norm.children() if not isinstance(child, nn.Identity)]
-        split = nn.Sequential(plain, *after).to(next(norm.parameters(), norm.running_mean).device).eval()
-        split.requires_grad_(False)
+        split = nn.Sequential(plain, *after) if after else plain
+        split = split.to(norm.running_mean.device).eval().requires_grad_(False)
         dimensions = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}[plain_class]
-        noise = 4 * torch.randn(2, norm.num_features, *[5] * dimensions, generator=torch.Generator().manual_seed(0))
-        noise = noise.to(norm.running_mean)
-        if not torch.allclose(split(noise.clone()), norm.eval()(noise.clone()), rtol=1e-4, atol=1e-5):
+        random = torch.Generator().manual_seed(0)
+        noise = 4 * torch.randn(2, channels, *[5] * dimensions, generator=random, dtype=torch.float64)
+        # In double precision: x * scale + bias and (x - mean) / deviation round differently where they cancel.
+        own, wanted = (copy.deepcopy(module).cpu().double()(noise.clone()) for module in (split, norm.eval()))
+        if not torch.allclose(own, wanted, rtol=1e-4, atol=1e-5):
             raise ValueError(f"layer '{name}' ({type(norm).__name__}) is a BatchNorm that computes something of its "
                              "own: replace it by torch.nn.BatchNorm and separate modules")
         model = replace_module(model, norm, split)

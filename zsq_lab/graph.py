@@ -5,6 +5,7 @@ about how the model is written: functional calls, in-place updates, residual sum
 they happen. Folding, equalization and the choice of stages follow this record instead of the order of definition.
 """
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -142,10 +143,8 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
             handles.append(module.register_forward_pre_hook(lambda *_: _shift(recorder, 1)))
             handles.append(module.register_forward_hook(_record_call(recorder, name), with_kwargs=True,
                                                         always_call=True))
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
     try:
-        with recorder:
+        with evaluating(model), recorder:
             output = model(noise)
         # The caller reads what is returned: no layer may change it on the way.
         recorder.record("output", None, output, output)
@@ -155,9 +154,19 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
     finally:
         for handle in handles:
             handle.remove()
+    return Graph(recorder.nodes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in eval mode; then each of its modules has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
         for module, training in modes.items():
             module.training = training
-    return Graph(recorder.nodes)
 
 
 def _shift(recorder: _Recorder, by: int) -> None:

@@ -66,7 +66,7 @@ def prior_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, it
                 loss = distance + CLASS_WEIGHT * class_loss
                 if not torch.isfinite(loss):
                     raise Stopped(f"making images stopped at iteration {iteration}: the loss is not a number; lower "
-                                  f"the learning rate ({LEARNING_RATE})")
+                                  f"the learning rate (gznq.LEARNING_RATE, {LEARNING_RATE}), or use another recipe")
                 gradients = torch.autograd.grad(loss, [*weights, codes])
                 for parameter, gradient in zip([*weights, codes], gradients, strict=True):
                     parameter.grad = gradient

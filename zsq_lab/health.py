@@ -33,7 +33,7 @@ def variety(images: Tensor, labels: Tensor | None = None) -> float:
         return sum(map(variety, groups)) / len(groups) if groups else math.nan
     if len(images) < 2:
         return math.nan
-    rows = images.flatten(1).double()
+    rows = images.detach().flatten(1).cpu().double()  # Apple's GPUs have neither doubles nor eigenvalues
     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     eigenvalues = torch.linalg.eigvalsh(rows @ rows.t() / len(rows)).clamp(min=1e-12)
     score = torch.exp(-(eigenvalues * eigenvalues.log()).sum()).item()
@@ -41,12 +41,14 @@ def variety(images: Tensor, labels: Tensor | None = None) -> float:
 
 
 def look(images: Tensor, labels: Tensor | None = None) -> tuple[float, bool]:
-    """The variety of a batch, and whether it is that of a collapse. Where no two images share a label:
-    of the whole batch."""
+    """The variety of a batch, and whether it is that of a collapse.
+
+    With labels: of the images that share one; where no two do, of the whole batch.
+    """
     spread, group = variety(images, labels), len(images)
     if labels is not None and not math.isnan(spread):
         counts = labels.unique(return_counts=True)[1]
-        group = counts[counts > 1].double().mean().item()
+        group = counts[counts > 1].cpu().double().mean().item()
     elif labels is not None:
         spread = variety(images)
     return spread, spread < max(COLLAPSED, ONE_MORE / max(1, group - 1))
@@ -64,7 +66,7 @@ class Health:
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         if wrong:
             raise Stopped(f"{self.run} stopped at iteration {iteration}: {', '.join(wrong)} is not a number; lower the "
-                          "learning rate")
+                          "learning rate, or use more bits or another recipe")
         if iteration < self.next_look:
             return
         self.next_look = iteration + EVERY
@@ -75,6 +77,7 @@ class Health:
             return
         if exploded:
             raise Stopped(f"{self.run} stopped at iteration {iteration}: the discrepancy is {discrepancy:.0f} times "
-                          "the teacher's outputs; lower the weight of the discrepancy or the student's learning rate")
+                          "the teacher's outputs; lower the weight of the discrepancy or the student's learning rate, or use "
+                          "more bits or another recipe")
         raise Stopped(f"{self.run} stopped at iteration {iteration}: mode collapse, the images of a batch are all "
                       f"alike (variety {spread:.3f}); raise the weight of the statistics or lower the learning rate")

@@ -30,8 +30,7 @@ HOW = "Set ZSQ_IMAGENET to a folder with one folder of images per WordNet id (n0
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side to `resize` pixels, cut the middle `crop` x `crop`; then (x / 255 - mean)
-    / std per channel."""
+    """Resize the shorter side to `resize` pixels, cut the middle `crop` x `crop`; then (x / 255 - mean) / std per channel."""
 
     resize: int = 256
     crop: int = 224
@@ -45,8 +44,7 @@ class Preprocess:
         return 3, self.crop, self.crop
 
     def pixels(self, path: Path) -> ndarray:
-        """uint8 [crop, crop, 3] of a file, grayscale and CMYK turned into RGB.
-        Raises what Pillow raises for a bad file."""
+        """uint8 [crop, crop, 3] of a file, grayscale and CMYK turned into RGB. Raises what Pillow raises for a bad file."""
         from PIL import Image
 
         with Image.open(path) as file:
@@ -64,8 +62,7 @@ class Preprocess:
 
 @dataclass
 class ImageFolder:
-    """Files [N] and their class indices int64 [N]; `unreadable` collects what could not be decoded, as "path:
-    reason"."""
+    """Files [N] and their class indices int64 [N]; `unreadable` collects what could not be decoded, as "path: reason"."""
 
     folder: Path
     files: list[Path]
@@ -118,7 +115,8 @@ def classes() -> tuple[tuple[str, str], ...]:
 
 def spare_cores() -> int:
     """Cores that this process may use beside its own."""
-    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) - 1
+    from .engines import cores  # here, as no recorded number depends on it (code_version)
+    return cores() - 1
 
 
 def find_images(folder: Path | None = None) -> ImageFolder | None:
@@ -136,19 +134,23 @@ def find_images(folder: Path | None = None) -> ImageFolder | None:
     if (folder / "val").is_dir() and not any(path.name in index for path in folder.iterdir()):
         folder = folder / "val"  # Imagenette, or the whole of ImageNet
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    files = _images(folder)
     if files:
         labels = _read_labels(folder, files, index)
     elif folders:
         if unknown := [path.name for path in folders if path.name not in index]:
             raise DataError(f"{len(unknown)} of the {len(folders)} folders in {folder} are not named by a WordNet id "
                             f"of ImageNet's 1,000 classes: {', '.join(unknown[:3])}. {HOW}")
-        found = [(path, index[own.name]) for own in folders for path in sorted(own.iterdir())
-                 if path.suffix.lower() in ENDINGS]
+        found = [(path, index[own.name]) for own in folders for path in _images(own)]
         files, labels = [path for path, _ in found], [label for _, label in found]
     if not files:
         raise DataError(f"{folder} holds no images. {HOW}")
     return ImageFolder(folder, files, np.array(labels, np.int64))
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of one folder by name, less what macOS puts beside each on a foreign disk (._x.JPEG)."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
 
 
 def _read_labels(folder: Path, files: list[Path], index: dict[str, int]) -> list[int]:

@@ -8,20 +8,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .arguments import WrongArgument, answer
 from .data import Dataset, Split, cache_folder
+from .evaluate_command import how_quantized, read_quantized
 from .image_folder import ImageFolder, Preprocess, classes, find_images
-from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, synthetic_agreement
-from .imagenet_models import check_name, load_imagenet
 from .image_maker import make_images
 from .image_start import suited
+from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, synthetic_agreement
+from .imagenet_models import check_name, load_imagenet
 from .job import fingerprint
 from .layers import QuantConfig, convert
+from .quantize_command import uniform_bits
 from .recipes import RECIPES, quantize
 from .resume import RunState
 
 REFERENCE_IMAGES = 64  # real ones for the reference recipes
+IN_MEMORY = 5000  # real images, of 150 kB each, that are decoded at once unless another number is asked for
 HELD_OUT, HELD_OUT_ITERATIONS, HELD_OUT_SEED = 32, 40, 1_000_003  # far from any seed that a recipe is given
 
 
@@ -37,8 +41,7 @@ def load(args) -> tuple[str, nn.Module, Preprocess]:
 def load_with_images(args) -> tuple[str, Dataset, nn.Module]:
     """(full name, data set, network): the first images of the folder in memory, as the lab's small data sets are.
 
-    Without a folder: synthetic images that no recipe has seen, labelled by the network itself,
-    and one line that says so.
+    Without a folder: synthetic images that no recipe has seen, labelled by the network itself, and one line that says so.
     """
     folder = find_images()
     name, network, preprocess = load(args)
@@ -47,7 +50,10 @@ def load_with_images(args) -> tuple[str, Dataset, nn.Module]:
               "images; set ZSQ_IMAGENET for accuracy", file=sys.stderr)
         kind, read = "imagenet, synthetic", partial(_own_split, network, preprocess)
     else:
-        kind, read = "imagenet", partial(_split, folder.first(args.n_test), preprocess)
+        if args.n_test is None and len(folder) > IN_MEMORY:
+            print(f"{IN_MEMORY:,} of the {len(folder):,} images are compared; --n-test {len(folder)} takes all",
+                  file=sys.stderr)
+        kind, read = "imagenet", partial(_split, folder.first(args.n_test or IN_MEMORY), preprocess)
     names = tuple(own for _, own in classes())
     dataset = Dataset(kind, names, preprocess.mean, preprocess.std, lambda split: read())
     dataset.image_shape = preprocess.image_shape
@@ -55,10 +61,14 @@ def load_with_images(args) -> tuple[str, Dataset, nn.Module]:
 
 
 def _split(folder: ImageFolder, preprocess: Preprocess) -> Split:
-    parts = [(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels))
-             for pixels, labels in folder.batches(preprocess, BATCH)]
+    images, labels = torch.empty(len(folder), *preprocess.image_shape, dtype=torch.uint8), []
+    with tqdm(total=len(folder), desc="reading", unit=" images", leave=False) as bar:
+        for pixels, own in folder.batches(preprocess, BATCH):
+            images[len(labels):len(labels) + len(own)] = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            labels += own.tolist()
+            bar.update(len(own))
     warn_unreadable(folder)
-    return Split(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return Split(images[:len(labels)], torch.tensor(labels))
 
 
 @torch.no_grad()
@@ -78,34 +88,31 @@ def run_quantize(args, config: QuantConfig) -> None:
     images = None
     if RECIPES[args.recipe].needs_images:
         images = reference_images(folder, preprocess)
-    result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed,
-                      budget=args.budget,
+    result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed, budget=args.budget,
                       images=images, progress=True, resume=cache_folder() / "runs", stages=args.stages,
                       size_budget=args.size_budget)
+    config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     report = {key: value for key, value in result.report.items() if key != "config"}
-    fields = {"model": name, "weight_bits": args.weight_bits, "activation_bits": args.activation_bits,
+    fields = {"model": name, "weight_bits": uniform_bits(args), "activation_bits": args.activation_bits,
               "edge_bits": args.edge_bits, "profile": "imagenet",
               **beside_full_precision(result.model, network, preprocess, folder, args.n_test), **report}
     if args.out:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
                                                      "image_shape": list(preprocess.image_shape)})
         fields["out"] = str(args.out)
-    answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget "
-           f"{report['budget']}\n{_text(fields)}\n{report['bytes_before'] / 1e6:.1f} MB to "
+    answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {report['budget']}\n"
+           f"{_text(fields)}\n{report['bytes_before'] / 1e6:.1f} MB to "
            f"{report['bytes_after'] / 1e6:.1f} MB in {report['seconds']:.1f} s on {report['threads']} threads"
            + (f", written to {args.out}" if args.out else ""))
 
 
 def run_evaluate(args) -> None:
     """Measure a network, or a quantized one beside its full-precision form."""
-    from .checkpoints import load_quantized
     folder = find_images()
     name, network, preprocess = load(args)
     facts = {}
     if args.quantized:
-        quantized, facts = load_quantized(args.quantized)
-        if facts["model"] != name:
-            raise WrongArgument(f"{args.quantized} holds {facts['model']}, not {name}")
+        quantized, facts = read_quantized(args.quantized, name)
         measured = beside_full_precision(quantized, network, preprocess, folder, args.n_test)
     elif folder is None:
         raise ValueError("there are no images to evaluate a full-precision network on: set ZSQ_IMAGENET to a folder "
@@ -116,8 +123,7 @@ def run_evaluate(args) -> None:
         measured = {"accuracy": round(full.top1.percent, 4), "interval": _rounded(full.top1), "top5": full.top5.percent,
                     "n_test": full.top1.n, "unreadable": images.unreadable}
         warn_unreadable(images)
-    kept = {key: facts[key] for key in ("recipe", "weight_bits", "activation_bits", "convention") if key in facts}
-    described = " ".join(f"{key} {value}" for key, value in kept.items()) or "full precision"
+    kept, described = how_quantized(facts)
     answer(args, {"model": name, **kept, "profile": "imagenet", **measured}, f"{name}, {described}: {_text(measured)}")
 
 
@@ -142,8 +148,7 @@ def beside_full_precision(model: nn.Module, network: nn.Module, preprocess: Prep
 
 
 def reference_images(folder: ImageFolder | None, preprocess: Preprocess) -> Tensor:
-    """REFERENCE_IMAGES real images, spread over the folder, as the network takes them.
-    Raises ValueError without a folder."""
+    """REFERENCE_IMAGES real images, spread over the folder, as the network takes them. ValueError without a folder."""
     if folder is None:
         raise ValueError("this recipe is a reference on real images: set ZSQ_IMAGENET to a folder of them, or use a "
                          "recipe without data")

@@ -76,8 +76,7 @@ class Answers:
 
 def evaluate(models: dict[str, nn.Module], folder: ImageFolder, preprocess: Preprocess, *, workers: int | None = None,
              progress: bool = False) -> dict[str, Answers]:
-    """What each network says of every readable image, in one pass over the folder;
-    `folder.unreadable` names the others.
+    """What each network says of every readable image, in one pass over the folder; `folder.unreadable` names the others.
 
     workers: processes that decode, see `ImageFolder.batches`. Raises DataError for a folder with too many damaged files
     and ValueError for a network that does not take images of this size.
@@ -98,8 +97,7 @@ def evaluate(models: dict[str, nn.Module], folder: ImageFolder, preprocess: Prep
 
 
 def synthetic_agreement(model: nn.Module, full: nn.Module, images: Tensor) -> Share:
-    """On how many synthetic images [N, ...] (held out: made with another seed than any the recipe saw)
-    both say the same."""
+    """On how many synthetic images [N, ...] (held out: made with another seed than any the recipe saw) both say the same."""
     same = 0
     with _ready([model, full]):
         for batch in images.split(BATCH):
@@ -134,8 +132,7 @@ def _top5(model: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def _ready(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block the networks are in eval mode and the weights of quantized layers are rounded once,
-    not per batch."""
+    """Inside the block the networks are in eval mode and the weights of quantized layers are rounded once, not per batch."""
     models = list(models)
     modes = {module: module.training for model in models for module in model.modules()}
     keep_freed_memory()

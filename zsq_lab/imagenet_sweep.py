@@ -1,5 +1,4 @@
-"""One item of a sweep on an `imagenet/...` network: the images stream from `$ZSQ_IMAGENET`,
-full precision answers once."""
+"""One item of a sweep on an `imagenet/...` network: the images stream from `$ZSQ_IMAGENET`, full precision answers once."""
 import platform
 from functools import cache
 from pathlib import Path
@@ -17,8 +16,7 @@ from .results import Item
 
 
 def run(item: Item, shared: Path, threads: int | None = None) -> dict:
-    """As `sweeps.run`, and beside the columns: top-5, agreement, 95 % intervals,
-    peak memory in GiB (None on Windows)."""
+    """As `sweeps.run`, and beside the columns: top-5, agreement, 95 % intervals, peak memory in GiB (None on Windows)."""
     prepared, before = preprocess(item.model), torch.get_num_threads()
     folder = _images()
     network, _ = load_model(item.model)
@@ -27,8 +25,7 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     try:
         torch.set_num_threads(threads or before)
         result = quantize(network, config, item.recipe, image_shape=prepared.image_shape, seed=item.seed,
-                          budget=item.budget,
-                          images=images, resume=shared, size_budget=item.size_budget)
+                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget)
         memory = _peak_gib()
         full = _full_precision(item.model, item.n_test, prepared)
         chosen = folder.first(item.n_test)

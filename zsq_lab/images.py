@@ -79,12 +79,13 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 loss = statistics_weight * distance + class_weight * class_loss
                 if not torch.isfinite(loss):
                     raise RuntimeError(f"making images diverged at iteration {iteration}: lower the learning rate "
-                                       f"({learning_rate}) or the class weight ({class_weight})")
+                                       f"({learning_rate}) or the class weight ({class_weight}), or use a recipe that makes "
+                                       "no images, such as 'squant'")
                 white.grad, = torch.autograd.grad(loss, white)
                 optimizer.step()
                 bar.update()
                 run.save(phase, lambda: {"made": made, "white": white.detach(), "optimizer": optimizer.state_dict(),
-                                            "generator": generator.get_state(), "iteration": iteration + 1})
+                                         "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
                     losses = {"statistics": distance.item(), "class": class_loss.item()}
                     on_step(iteration, base + colour(white.detach(), correlation), losses)

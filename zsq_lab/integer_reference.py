@@ -1,5 +1,4 @@
-"""An integer network in NumPy, for reading and for checking: what a QDQ file computes,
-with nothing but integers inside.
+"""An integer network in NumPy, for reading and for checking: what a QDQ file computes, with nothing but integers inside.
 
 It reads the ONNX file and shares no code with what wrote it. Multiplications and sums are int32; the one place where
 real numbers enter is requantization, from the accumulator's grid to the next one:
@@ -49,8 +48,10 @@ def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, 
 
 
 def requantize(total: np.ndarray, multiplier: np.ndarray, zero_point: int, *, fixed_point: bool = False) -> np.ndarray:
-    """int32 sums [N, O, ...] on the next grid, uint8; multiplier: float32 [O] (or [1]),
-    input * weight / output scale."""
+    """int32 sums [N, O, ...] on the next grid, uint8.
+
+    multiplier: float32 [O] (or [1]), input scale * weight scale / output scale.
+    """
     multiplier = multiplier.astype(np.float32).reshape(1, -1, *[1] * (total.ndim - 2))
     if fixed_point:
         mantissa, exponent = np.frexp(multiplier.astype(np.float64))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from .code_version import files_version
 from .distill import Sampler, stage_layers
 from .graph import Graph, trace
 from .layers import QuantConfig, quant_layers
@@ -18,6 +18,7 @@ from .tasks import CLASSIFICATION, Task
 
 CALIBRATION_BATCH = 128
 RANGE_IMAGES = 512  # more change no range; of scenes fewer, as `Task.per_image` says
+MAKERS = {"images": "image_maker", "prior": "gznq", "generator": "zscgan"}  # the file that makes what recipes share
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,14 @@ class Job:
     reused: list[RunState] = field(default_factory=list)
 
     def shared(self, kind: str, *settings) -> RunState:
-        """State of a phase that does not depend on the bits: whoever runs it first leaves the result to all others."""
+        """State of a phase that does not depend on the bits: whoever runs it first leaves the result to all others.
+
+        kind: of MAKERS.
+        """
         if self.run.folder is None:
             return RunState()
-        digest = fingerprint(self.teacher, kind, list(self.image_shape), self.seed, self.task.name, *settings)
+        made_by = files_version(MAKERS[kind])
+        digest = fingerprint(self.teacher, kind, made_by, list(self.image_shape), self.seed, self.task.name, *settings)
         self.reused.append(RunState(self.run.folder.parent / f"{kind}_{digest}"))
         return self.reused[-1]
 
@@ -124,8 +129,10 @@ class Job:
 
 
 def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> str:
-    """16 hex digits of what decides a result: the lab's version, the network and its numbers, JSON-able settings, images."""
-    digest = hashlib.sha256(json.dumps([__version__, str(teacher), *decides]).encode())
+    """16 hex digits of what decides a result: the network, its numbers and its code in the lab, JSON-able settings, images."""
+    files = {type(module).__module__.rpartition(".")[2] for module in teacher.modules()
+             if type(module).__module__.startswith(f"{__package__}.")}
+    digest = hashlib.sha256(json.dumps([files_version(*sorted(files)), str(teacher), *decides]).encode())
     for tensor in (*teacher.state_dict().values(), *([images] if images is not None else [])):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from .code_version import files_version
 from .image_maker import make_images
 from .image_start import suited
-from .job import fingerprint
+from .job import MAKERS, fingerprint, named_budget
 from .layers import QuantConfig, convert, quant_layers, quantization_off
 from .quantizer import dequantize, integer_range, qparams_from_range, quantize
 from .ranges import search_ranges
@@ -20,25 +22,28 @@ from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
-IMAGES, ITERATIONS = 128, 100  # that the sensitivity is measured on
 
 
 def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...], size_budget: float, seed: int = 0,
-                shared: Path | None = None, task: Task = CLASSIFICATION) -> dict[str, int]:
+                shared: Path | None = None, task: Task = CLASSIFICATION, *, progress: bool = False) -> dict[str, int]:
     """Weight bits by layer name for a budget, a share of the weights' size in 32-bit floats; from the model alone.
 
-    shared: a folder for the images that the sensitivity is measured on. Raises ValueError for a budget that is not in
-    0..1 or too small for two bits a weight.
+    shared: a folder for the images that the sensitivity is measured on, those of the budget "quick". Raises ValueError for
+    a budget that is not in 0..1 or too small for two bits a weight.
     """
     check_size_budget(size_budget)
     teacher, student = convert(model, config, image_shape)
-    settings = suited(teacher, image_shape, task, seed=seed)
-    run = RunState(shared / f"sensitivity_{fingerprint(teacher, list(image_shape), seed, settings)}" if shared else None)
-    n = IMAGES // task.per_image
-    images, _ = make_images(teacher, n, image_shape, iterations=ITERATIONS, batch_size=n, seed=seed, run=run, task=task,
-                            settings=settings)
+    settings, work = suited(teacher, image_shape, task, seed=seed), named_budget("quick", image_shape, task)
+    run = RunState()
+    if shared:
+        decides = (files_version(MAKERS["images"]), list(image_shape), seed, task.name, work.images, work.image_iterations,
+                   work.image_batch, settings)
+        run = RunState(shared / f"sensitivity_{fingerprint(teacher, *decides)}")
+    images, _ = make_images(teacher, work.images, image_shape, iterations=work.image_iterations, batch_size=work.image_batch,
+                            seed=seed, progress=progress, run=run, task=task, settings=settings)
     counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
-    front = pareto_front(sensitivity(teacher, student, images, task=task), counts)
+    errors = sensitivity(teacher, student, images, task=task, batch_size=work.image_batch, progress=progress)
+    front = pareto_front(errors, counts)
     return dict(zip(quant_layers(student), front.assignment(size_budget * 32 * sum(counts)), strict=True))
 
 
@@ -50,21 +55,24 @@ def check_size_budget(share: float) -> None:
 
 @torch.no_grad()
 def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: tuple[int, ...] = WIDTHS,
-                task: Task = CLASSIFICATION) -> Tensor:
+                task: Task = CLASSIFICATION, *, batch_size: int | None = None, progress: bool = False) -> Tensor:
     """Error of the outputs [L, W] when one layer's weights alone have a width, for each layer of `student` and width.
 
-    images: synthetic, [N, ...]; activations stay in floats. The error is the task's, KL for a classifier.
+    images: synthetic, [N, ...], batch_size at a time (None: all); activations stay in floats. The error is the task's, KL
+    for a classifier, the mean over the batches.
     """
-    layers = quant_layers(student)
-    wanted = teacher(images)
+    layers, batches = quant_layers(student), images.split(batch_size or len(images))
+    wanted = [teacher(batch) for batch in batches]
     errors = torch.zeros(len(layers), len(widths))
+    bar = tqdm(layers.values(), "sensitivity of layers", disable=not progress, leave=False)
     with quantization_off(student):
-        for row, layer in enumerate(layers.values()):
+        for row, layer in enumerate(bar):
             weight, quantizer = layer.layer.weight, layer.weight_quantizer
             exact = weight.clone()
             for column, bits in enumerate(widths):
                 weight.copy_(_rounded(exact, quantizer.axis, bits, quantizer.symmetric))
-                errors[row, column] = task.output_loss(student(images), wanted)
+                losses = [task.output_loss(student(batch), own) for batch, own in zip(batches, wanted, strict=True)]
+                errors[row, column] = torch.stack(losses).mean()
             weight.copy_(exact)
     return errors
 
@@ -72,9 +80,8 @@ def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: 
 def _rounded(weight: Tensor, axis: int, bits: int, symmetric: bool) -> Tensor:
     """The weight as it would be stored at `bits` with its own best ranges."""
     rows = weight.transpose(0, axis).reshape(weight.shape[axis], -1)
-    scale, zero_point = (q.unsqueeze(1) for q in qparams_from_range(*search_ranges(rows, bits, symmetric=symmetric),
-                                                                    bits,
-                                                                   symmetric=symmetric))
+    ranges = search_ranges(rows, bits, symmetric=symmetric)
+    scale, zero_point = (q.unsqueeze(1) for q in qparams_from_range(*ranges, bits, symmetric=symmetric))
     stored = dequantize(quantize(rows, scale, zero_point, *integer_range(bits, symmetric=symmetric)), scale, zero_point)
     return stored.reshape(weight.transpose(0, axis).shape).transpose(0, axis)
 
@@ -89,8 +96,7 @@ class Front:
     widths: tuple[int, ...]
 
     def assignment(self, budget_bits: float) -> list[int]:
-        """Bits of each layer at the best point within the budget. Raises ValueError when even the smallest is
-        larger."""
+        """Bits of each layer at the best point within the budget. Raises ValueError when even the smallest is larger."""
         fits = int((self.sizes <= budget_bits).sum())
         if fits == 0:
             raise ValueError(f"the smallest assignment needs {int(self.sizes[0]) / 8000:.1f} kB of weights, the budget "
@@ -105,9 +111,8 @@ class Front:
 def pareto_front(errors: Tensor, counts: list[int], widths: tuple[int, ...] = WIDTHS) -> Front:
     """All assignments that no other beats in both size and summed error; exact.
 
-    errors: [L, W]. counts: number of weights of each layer. A point of the front of the first l layers can only come
-    from a point of the front of the first l - 1: a worse beginning cannot lead to a better end,
-    because both sums only add.
+    errors: [L, W]. counts: number of weights of each layer. A point of the front of the first l layers can only come from
+    a point of the front of the first l - 1: a worse beginning cannot lead to a better end, because both sums only add.
     """
     sizes, totals = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     steps = []

@@ -7,6 +7,7 @@ them knows about quantization, because a user's own network will not either. `ch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .lite_segmenter import LiteSegmenter
 from .scene_models import Detector, Segmenter
 
 
@@ -112,7 +113,7 @@ def _initialise(model: nn.Module) -> None:
 
 
 ARCHITECTURES = {"resnet20": ResNet20, "mobilenetv2": MobileNetV2}
-SCENE_ARCHITECTURES = {"segmenter": Segmenter, "detector": Detector}
+SCENE_ARCHITECTURES = {"segmenter": Segmenter, "lite_segmenter": LiteSegmenter, "detector": Detector}
 
 
 def build(architecture: str, num_classes: int = 10) -> nn.Module:

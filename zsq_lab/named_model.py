@@ -35,6 +35,9 @@ def named(args):
         raise
     except ValueError as error:
         raise WrongArgument(error) from None
+    home = name.split("/")[0]
+    if task is not CLASSIFICATION and home != dataset.name:  # a classifier may be tried on other images
+        raise WrongArgument(f"{name} knows the classes of {home}, not those of profile {dataset.name}: leave --profile out")
     if args.command == "train":
         return name, dataset, None
     return name, dataset, load_model(name)[0]

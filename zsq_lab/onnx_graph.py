@@ -51,8 +51,7 @@ class GraphWriter:
         return names if outputs > 1 else names[0]
 
     def constant(self, array, dtype=None, *, share: bool = True) -> str:
-        """The name of a constant; equal small ones are stored once, unless a runtime wants to change them one by
-        one."""
+        """The name of a constant; equal small ones are stored once, unless a runtime wants to change them one by one."""
         from onnx import numpy_helper
         array = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
         array = np.ascontiguousarray(array if dtype is None else array.astype(dtype)).reshape(array.shape)
@@ -104,8 +103,7 @@ class GraphWriter:
             return self.constant(weight, np.float32)
         scale = self.grid[weight].scale.reshape(-1)
         zeros = self.constant(np.zeros(len(scale), np.int8), share=False)
-        return self.node("DequantizeLinear", [self.integers[weight], self.constant(scale, np.float32), zeros],
-                         axis=axis)
+        return self.node("DequantizeLinear", [self.integers[weight], self.constant(scale, np.float32), zeros], axis=axis)
 
     def layer_bias(self, step: Step) -> list[str]:
         """No name where there is no bias; int32 on the accumulator's grid for an integer layer, else floats."""
@@ -115,10 +113,8 @@ class GraphWriter:
         if x not in self.grid or weight not in self.grid:
             return [self.float_of(bias)]
         scale = self.grid[x].scale.reshape(()) * self.grid[weight].scale.reshape(-1)
-        integers = (bias.double() / scale.double()).round()
-        return [self.node("DequantizeLinear",
-                          [self.constant(integers, np.int32, share=False), self.constant(scale, np.float32)],
-                          axis=0)]
+        integers = self.constant((bias.double() / scale.double()).round(), np.int32, share=False)
+        return [self.node("DequantizeLinear", [integers, self.constant(scale, np.float32)], axis=0)]
 
     def result(self, name: str, part: int = 0) -> None:
         """The step's result is the float tensor `name`."""

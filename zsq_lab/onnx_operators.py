@@ -17,8 +17,7 @@ ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "matmul": 
 
 
 def write(writer, step: Step) -> None:
-    """Write one step. Raises ValueError for an operation that is not in the table,
-    or with arguments that ONNX lacks."""
+    """Write one step. Raises ValueError for an operation that is not in the table, or with arguments that ONNX lacks."""
     if step.name in SIMPLE:
         writer.result(writer.node(SIMPLE[step.name], [writer.float_of(step.args[0])]))
     elif step.name in ARITHMETIC:
@@ -74,8 +73,7 @@ def _transposed_weight(writer, step: Step) -> None:
 
 
 def _clamp(low, high):
-    """Bounds as ONNX's Clip wants them; on integers the bounds' own integers,
-    and nothing where the grid ends anyway."""
+    """Bounds as ONNX's Clip wants them; on integers the bounds' own integers, and nothing where the grid ends anyway."""
     def on_integers(writer, name, quantizer):
         ends = [int(quantizer.integers(_tensor(b, quantizer))) if b is not None else None for b in (low, high)]
         bottom = quantizer.quant_min if ends[0] is None else ends[0]
@@ -162,8 +160,8 @@ def _batch_norm(writer, step: Step) -> None:
     eps = next(a for a in reversed(step.args) if isinstance(a, float))
     weight = np.ones(len(mean), np.float32) if weight is None else weight
     bias = np.zeros(len(mean), np.float32) if bias is None else bias
-    writer.result(writer.node("BatchNormalization", [writer.float_of(x), *(writer.constant(v, np.float32) for v in
-                                                                          (weight, bias, mean, variance))], epsilon=eps))
+    constants = [writer.constant(values, np.float32) for values in (weight, bias, mean, variance)]
+    writer.result(writer.node("BatchNormalization", [writer.float_of(x), *constants], epsilon=eps))
 
 
 def _silu(writer, step: Step) -> None:
@@ -192,8 +190,6 @@ OPERATORS = onnx_shaping.OPERATORS | {
     "clamp_max": lambda w, s: _bounded(None, s.args[1], w, s),
     "minimum": _extreme("Min"), "maximum": _extreme("Max"),
     "max_pool2d_with_indices": _max_pool, "avg_pool2d": _average_pool, "_adaptive_avg_pool2d": _adaptive_pool,
-    "mean": _mean, "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm, "silu": _silu, "hardsigmoid": _hard_sigmoid,
-    "leaky_relu": _leaky,
-    "_softmax": _softmax,
+    "mean": _mean, "native_batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
+    "silu": _silu, "hardsigmoid": _hard_sigmoid, "leaky_relu": _leaky, "_softmax": _softmax,
 }

@@ -23,7 +23,6 @@ from .evaluate import batch_size
 from .export import EXTRA, load_onnx
 
 
-
 def require_runtime():
     """The package onnxruntime. Raises ImportError that says how to get it."""
     try:

@@ -12,7 +12,7 @@ NO_IMAGES = ("rtn-noise", "rtn-bn", "dfq", "squant", "real-ranges")
 WITH_IMAGES = ("best", "real-finetune", "zs-cgan", "zaq", "distilled", "gznq-finetuned", "zs-cgan-paper", "zaq-paper",
                "zeroq", "gznq")
 RESNET, MOBILENET, LITE = "cifar10/resnet20", "cifar10/mobilenetv2", "imagenet/efficientnet_lite0"
-SCENE_MODELS = ("camvid/segmenter", "bccd/detector")
+SCENE_MODELS = ("camvid/segmenter", "camvid/lite_segmenter", "bccd/detector")
 EDGES = 8  # bits of the first and last layer where the others have two
 
 

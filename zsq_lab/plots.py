@@ -12,6 +12,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from . import results
 from .figures import numbers, png, save, show
 
 __all__ = ["MARKERS", "SETTING", "accuracy_against_bits", "image_grid", "numbers", "over_seeds", "png", "save",
@@ -20,7 +21,7 @@ __all__ = ["MARKERS", "SETTING", "accuracy_against_bits", "image_grid", "numbers
 
 # Beside the colours: nobody has to tell lines apart by colour. All filled, so that they can be mixed in one chart.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "8")
-SETTING = ["model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget"]
+SETTING = list(results.SETTING)
 
 
 def use_style() -> None:
@@ -87,7 +88,9 @@ def _line_names(rows: pd.DataFrame) -> pd.Series:
     for column in ("model", "convention", "budget"):
         names += ", " + rows[column].astype(str) if rows[column].nunique() > 1 else ""
     names += rows["edge_bits"].map(lambda bits: "" if pd.isna(bits) else f", {bits:.0f}-bit ends")
-    return names + rows["size_budget"].map(lambda share: "" if pd.isna(share) else ", mixed")
+    names += rows["size_budget"].map(lambda share: "" if pd.isna(share) else ", mixed")
+    several = rows.groupby(names)["n_test"].transform("nunique") > 1  # a trial on a few test images beside the whole test
+    return names + rows["n_test"].map(", {:.0f} images".format).where(several, "")
 
 
 def _who_is_best(rows: pd.DataFrame, names: pd.Series, value: str) -> str:
@@ -113,8 +116,9 @@ def size_against_drop(table: pd.DataFrame) -> tuple[Figure, str]:
     rows = over_seeds(table).sort_values(["bytes", "mean"]).reset_index(drop=True)
     front = rows[rows["mean"] < rows["mean"].cummin().shift(fill_value=np.inf)]
     figure, axis = plt.subplots(figsize=(7, 4.5))
+    markers = {recipe: MARKERS[index % len(MARKERS)] for index, recipe in enumerate(rows["recipe"].unique())}
     sns.scatterplot(rows, x=rows["bytes"] / 1000, y="mean", hue="recipe", style="recipe", palette="colorblind",
-                    markers=dict(zip(dict.fromkeys(rows["recipe"]), MARKERS, strict=False)), s=90, linewidth=0.3, ax=axis)
+                    markers=markers, s=90, linewidth=0.3, ax=axis)
     axis.step(front["bytes"] / 1000, front["mean"], where="post", color="0.4", linewidth=1, label="front")
     _points(axis)
     axis.set(xlabel="kilobytes", ylabel="drop from full precision (points)")

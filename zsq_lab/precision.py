@@ -4,20 +4,23 @@ bfloat16 keeps the range of float32 and eight bits of its mantissa; making image
 float32. Checkpointing (Chen et al. 2016) keeps only the inputs of each block and computes its inside again on the way back:
 a third more time for a fraction of the memory.
 """
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .blocks import find_blocks
 from .graph import LAYERS
 from .memory import is_large
-from .blocks import find_blocks
 
 SHARE = 0.5  # of the free memory that a backward pass may keep its activations in
+CGROUPS = Path("/sys/fs/cgroup")  # where Linux shows the limits of containers and batch jobs
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -50,7 +53,7 @@ def economical(model: nn.Module, image_shape: tuple[int, ...], batch_size: int) 
 
 @contextmanager
 def checkpointed(model: nn.Module, image_shape: tuple[int, ...]) -> Iterator[nn.Module]:
-    """Inside the block the model's blocks (`reconstruct.find_blocks`) keep their inputs only; the gradients are the same."""
+    """Inside the block the model's blocks (`blocks.find_blocks`) keep their inputs only; the gradients are the same."""
     blocks = [model.get_submodule(name) for name in find_blocks(model, image_shape, LAYERS)]
     try:
         for block in blocks:
@@ -79,12 +82,35 @@ def activation_bytes(model: nn.Module, image_shape: tuple[int, ...]) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes of the device; where the system does not say, as if there were 4 GiB."""
+    """Free bytes of the device; in a container or batch job no more than its limit leaves.
+
+    Where the system does not say, half of all memory; where it does not say that either, 4 GiB.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+            free = 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         pages = "SC_PHYS_PAGES" if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names else None
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // 2 if pages else 4 * 2**30
+        free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // 2 if pages else 4 * 2**30
+    return min(free, left_by_limits())
+
+
+def left_by_limits() -> float:
+    """Bytes that the control groups of this process (version 2) still allow; infinity where nothing is limited or readable."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    own = CGROUPS.joinpath(next((line[3:] for line in lines if line.startswith("0::")), "").strip("/"))
+    return min(_left(group) for group in (own, *own.parents))  # a limit of an outer group holds for all inside
+
+
+def _left(group: Path) -> float:
+    try:
+        most, used, kinds = ((group / f"memory.{what}").read_text(encoding="ascii") for what in ("max", "current", "stat"))
+        cached = dict(line.split() for line in kinds.splitlines())["inactive_file"]  # read files, forgotten when space is short
+        return max(0, int(most) - int(used) + int(cached))
+    except (OSError, ValueError, KeyError):  # ValueError: the limit is "max", there is none
+        return math.inf

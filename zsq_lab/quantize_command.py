@@ -51,11 +51,10 @@ def run(args) -> None:
     measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
     before, after = (values[task.metric] for values in measured)
     report = {key: value for key, value in result.report.items() if key != "config"}
-    fields = {"model": name, "weight_bits": args.weight_bits, "activation_bits": args.activation_bits,
+    fields = {"model": name, "weight_bits": uniform_bits(args), "activation_bits": args.activation_bits,
               "edge_bits": args.edge_bits, "fp_accuracy": round(before, 4), "accuracy": round(after, 4),
               "drop": round(before - after, 4), "profile": dataset.name,
-              "n_test": min(args.n_test or len(test), len(test)), "metric": task.metric, **details(measured[1]),
-              **report}
+              "n_test": min(args.n_test or len(test), len(test)), "metric": task.metric, **details(measured[1]), **report}
     if args.out:
         save_model(result.model, args.out, fields | {"config": result.report["config"],
                                                      "image_shape": list(dataset.image_shape),
@@ -67,3 +66,8 @@ def run(args) -> None:
             f"({fields['n_test']} test images)\n{report['bytes_before'] / 1000:.0f} kB to "
             f"{report['bytes_after'] / 1000:.0f} kB in {report['seconds']:.1f} s on {report['threads']} threads"
             + (f", written to {args.out}" if args.out else ""))
+
+
+def uniform_bits(args) -> int | None:
+    """The weight bits that all layers have; None where a size budget gave each its own."""
+    return None if args.size_budget else args.weight_bits

@@ -3,7 +3,6 @@
 A recipe sets a student's ranges, and perhaps its weights, from what it may look at: nothing, BatchNorm's memory
 (`post_training`), images made from it (`synthetic`) or, for reference only, real images.
 """
-import copy
 import platform
 import time
 from collections.abc import Callable
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from . import post_training, synthetic
+from .code_version import code_version
 from .image_maker import make_images
-from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget, pool_sampler  # noqa: F401  (for notebook 03)
+from .image_start import suited
+from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget, pool_sampler  # noqa: F401  (for notebooks)
 from .layers import QuantConfig, check_model, convert, quant_layers
 from .memory import is_large, keep_freed_memory
 from .mixed_precision import assign_bits
@@ -98,12 +99,14 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
         keep_freed_memory()
     if size_budget is not None:
         layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
-                                 Path(resume) if resume else None, task)
+                                 Path(resume) if resume else None, task, progress=progress)
         config = replace(config, layer_bits=layer_bits)
     teacher, student = convert(model, config, tuple(image_shape))
     images = images.to(next(teacher.parameters())) if images is not None else None
-    decides = (recipe, asdict(config), list(image_shape), seed, asdict(budget), stages, task.name)
-    run = RunState(Path(resume) / f"{recipe}_{fingerprint(teacher, *decides, images=images)}" if resume else None)
+    run = RunState()
+    if resume:
+        decides = (code_version(recipe), asdict(config), list(image_shape), seed, asdict(budget), stages, task.name)
+        run = RunState(Path(resume) / f"{recipe}_{fingerprint(teacher, *decides, images=images)}")
     job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress, run, stages, task)
     chosen.run(job)
     run.clear()
@@ -121,10 +124,12 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
 
 @torch.inference_mode(False)
 def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], seed: int = 0,
-               budget: str | Budget = "standard", progress: bool = False, task: str | Task = CLASSIFICATION) -> Tensor:
+               budget: str | Budget = "standard", progress: bool = False, resume: Path | None = None,
+               task: str | Task = CLASSIFICATION) -> Tensor:
     """n images [n, *image_shape], in the scale that the model takes, made from its BatchNorm statistics alone.
 
-    What a real toolkit wants as calibration data. Raises ValueError for a model without BatchNorm statistics.
+    What a real toolkit wants as calibration data. resume: a folder for the state, as `quantize` takes it; the images stay
+    there and serve the recipes that would make the same ones. Raises ValueError for a model without BatchNorm statistics.
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
@@ -133,9 +138,13 @@ def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], 
     check_model(model)
     if is_large(image_shape):
         keep_freed_memory()
-    teacher, _ = convert(model, QuantConfig(), tuple(image_shape))
-    images, _ = make_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations,
-                            batch_size=budget.image_batch, seed=seed, progress=progress, task=task)
+    teacher, student = convert(model, QuantConfig(), tuple(image_shape))
+    job = Job(teacher, student, QuantConfig(), tuple(image_shape), budget, seed, task=task,
+              run=RunState(Path(resume) / "synthesize" if resume else None))
+    settings = suited(teacher, tuple(image_shape), task, seed=seed)
+    run = job.shared("images", n, budget.image_iterations, budget.image_batch, settings)
+    images, _ = make_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations, batch_size=budget.image_batch,
+                            seed=seed, progress=progress, run=run, task=task, settings=settings)
     return images.contiguous()
 
 
@@ -155,8 +164,3 @@ def _named(table: dict, name: str, kind: str):
     if name not in table:
         raise ValueError(f"unknown {kind} '{name}': expected one of {', '.join(table)}")
     return table[name]
-
-
-def independent(result: Result) -> Result:
-    """A copy of a result that shares nothing with it, for experiments that change the model."""
-    return copy.deepcopy(result)

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .blocks import block_inputs, block_outputs, chained, channels_last
-from .distributed import average_gradients, part, world
+from .distill import scale_group, take_step
+from .distributed import part, world
 from .health import Stopped
 from .layers import QuantLayer, restart_calls
 from .resume import RunState
-from .soft_rounding import SoftRounding, annealed_beta, undecided
+from .soft_rounding import SoftRounding
 from .starts import best_start, correct_bias, layers_of, set_weights
 from .tasks import relative_error
 
 LEARNING_RATE = 0.005  # of the V that decide the roundings
 SCALE_RATE, BIAS_RATE = 0.1, 0.05  # times that: a scale's step relative to its own size, a bias's relative to their mean
-REGULARISER = 1.0  # its weight, where the block's error is measured in units of what rounding to nearest leaves
 TEACHERS_SHARE, NARROW = 0.5, 4  # of the input values that are the teacher's, where activations have so many bits or fewer
 POSITIONS = 28 * 28  # of an input, beyond which a batch holds fewer images: each has more places to learn from
 
@@ -36,14 +36,11 @@ POSITIONS = 28 * 28  # of an input, beyond which a batch holds fewer images: eac
 def reconstruct(student: nn.Module, teacher: nn.Module, images: Tensor, names: list[str], *, iterations: int,
                 learning_rate: float = LEARNING_RATE, batch_size: int = 16, seed: int = 0,
                 on_block: Callable[[str, float, float], None] | None = None, progress: bool = False,
-                run: RunState | None = None, soft: float = 0.0) -> None:
+                run: RunState | None = None) -> None:
     """Train roundings, biases and scales of the student's blocks in place, `iterations` steps each; ranges frozen again.
 
     student: ranges set, weights not yet rounded. images: [N, ...], synthetic. names: `blocks.find_blocks`. learning_rate:
     Adam's, cosine to zero. batch_size: images of a step, fewer in blocks whose inputs have more than POSITIONS positions.
-    soft: the share of a block's iterations in which weights may lie between grid points and AdaRound's regulariser drives
-    them to one; in the rest gradients go straight through. With the few hundred iterations that a CPU has time for, the
-    less of it the better (`data/results/imagenet.md`).
     on_block(name, before, after) gets the block's relative error with its weights rounded to nearest, and at the end.
     Raises `health.Stopped` when a loss stops being a number.
     """
@@ -65,8 +62,8 @@ def reconstruct(student: nn.Module, teacher: nn.Module, images: Tensor, names: l
             wanted = block_outputs(teacher.get_submodule(name), teachers)
             before, error, start = best_start(block, inputs, wanted)
             untrained = copy.deepcopy(block.state_dict())
-            with softly_rounded(block, start) as roundings:
-                _train(name, block, roundings, (inputs, teachers, wanted), error, iterations, learning_rate, soft,
+            with softly_rounded(block, start):
+                _train(name, block, (inputs, teachers, wanted), error, iterations, learning_rate,
                        images_per_step(inputs, batch_size), random, bar)
             _, after = correct_bias(block, inputs, wanted)
             if after > error:  # few steps on few images need not have helped
@@ -103,42 +100,28 @@ def softly_rounded(block: nn.Module, start: list[Tensor]) -> Iterator[list[SoftR
                 layer.weight_quantizer = layer.weight_quantizer.quantizer
 
 
-def _train(name: str, block: nn.Module, roundings: list[SoftRounding], data: tuple[Tensor, Tensor, Tensor], error: float,
-           iterations: int, learning_rate: float, soft: float, batch_size: int, random: torch.Generator, bar: tqdm) -> None:
+def _train(name: str, block: nn.Module, data: tuple[Tensor, Tensor, Tensor], error: float, iterations: int,
+           learning_rate: float, batch_size: int, random: torch.Generator, bar: tqdm) -> None:
     inputs, teachers, wanted = data
     layers = layers_of(block)
     groups = rounding_groups(layers, learning_rate)
     parameters = [p.requires_grad_(True) for group in groups for p in group["params"]]
     optimizer, rates = torch.optim.Adam(groups), [group["lr"] for group in groups]
-    weights = sum(rounding.v.numel() for rounding in roundings)
     mixing = any(quantizer.bits <= NARROW for layer in layers for quantizer in layer.input_quantizers)
     try:
         for iteration in range(iterations):
-            done = iteration / iterations
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.5 * (1 + cos(pi * done))
+                group["lr"] = rate * 0.5 * (1 + cos(pi * (iteration / iterations)))
             chosen = torch.randint(len(inputs), (batch_size,), generator=random).to(inputs.device)
             x = inputs[chosen]
             if mixing:
                 x = torch.where(torch.rand(x.shape, generator=random).to(x.device) < TEACHERS_SHARE, teachers[chosen], x)
-            for rounding in roundings:
-                rounding.decided = done >= soft
             restart_calls(block)
             loss = relative_error(block(channels_last(part(x))), part(wanted[chosen])) / (error + 1e-12)
             if not isfinite(loss.item()):
                 raise Stopped(f"reconstruction of block '{name}' diverged at iteration {iteration}: lower the learning rate "
-                              f"({learning_rate}); the input model is unchanged")
-            if done < soft:
-                beta = annealed_beta(done / soft)
-                loss = loss + REGULARISER / weights * sum(undecided(r.share(), beta).sum() for r in roundings)
-            optimizer.zero_grad()
-            loss.backward()
-            average_gradients(parameters)
-            optimizer.step()
-            with torch.no_grad():
-                for group in optimizer.param_groups:
-                    for parameter in group["params"] if "floor" in group else ():
-                        parameter.clamp_(min=group["floor"])
+                              f"({learning_rate}), or use more bits or recipe 'distilled'; the input model is unchanged")
+            take_step(optimizer, loss, parameters)
             bar.update()
     finally:
         for parameter in parameters:
@@ -154,8 +137,6 @@ def rounding_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict
         if layer.layer.bias is not None:
             size = layer.layer.bias.detach().abs().mean().item()
             groups.append({"params": [layer.layer.bias], "lr": BIAS_RATE * learning_rate * size})
-        for quantizer in (layer.weight_quantizer.quantizer, *layer.input_quantizers):
-            size = quantizer.scale.detach().median().item()  # not the mean: a dead channel has the stand-in scale 1
-            groups.append({"params": [quantizer.scale], "lr": SCALE_RATE * learning_rate * size,
-                           "floor": quantizer.scale.detach().min().item() * 1e-3})
+        groups += [scale_group(quantizer, SCALE_RATE * learning_rate)
+                   for quantizer in (layer.weight_quantizer.quantizer, *layer.input_quantizers)]
     return groups

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .graph import tensors
+from .graph import evaluating, tensors
 from .program import INPUT, QUANTIZE, Program, Step, Value, without_unused
 from .quantizer import Quantizer
 
@@ -52,8 +52,8 @@ class _Recorder(TorchDispatchMode):
         if function is None:
             raise ValueError(f"the model uses {func}, which changes a tensor in a way that cannot be written down as a "
                              "step: write it without in-place operations")
-        if func is torch.ops.aten.mean.dim and not arguments[2] and sorted(a % len(shape)
-                                                                           for a in arguments[1] or ()) == [2, 3]:
+        shrinks = func is torch.ops.aten.mean.dim and not arguments[2]
+        if shrinks and sorted(axis % len(shape) for axis in arguments[1] or ()) == [2, 3]:
             # A mean over all positions is pooling, and then a change of shape that only moves numbers.
             pooled = (-1, shape[1], 1, 1)
             pool = Step(name, (self.value[id(read[0])], arguments[1], True), pooled, function, options=kwargs)
@@ -109,27 +109,26 @@ def record(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
     """The program of a model in eval mode, for batches of any size; shares nothing with the model but its quantizers.
 
     The program is run beside the model on batches of two sizes: a model that computes otherwise (because it depends on
-    the batch's size or on the values in it) is refused with a ValueError,
-    as are operations that cannot be written down.
+    the batch's size or on the values in it) is refused with a ValueError, as are operations that cannot be written down.
     """
     parameter = next(model.parameters(), torch.zeros(()))
-    noise = torch.randn(5, *image_shape, generator=torch.Generator().manual_seed(0)).to(parameter.device,
-                                                                                        parameter.dtype)
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
+    noise = torch.randn(5, *image_shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(parameter.device, parameter.dtype)
     example = noise[:2].clone()
     recorder = _Recorder(example)
     handles = [h for m in model.modules() if isinstance(m, Quantizer) for h in recorder.watch(m)]
-    try:
-        with recorder:
-            output = model(example)
-        recorder.check_fresh(output, "the caller")
+    with evaluating(model):
+        try:
+            with recorder:
+                output = model(example)
+            recorder.check_fresh(output, "the caller")
+        finally:
+            for handle in handles:
+                handle.remove()
         outputs = [recorder.value.get(id(t)) for t in tensors(output)]
         if None in outputs or not outputs:
             raise ValueError("the model's output does not depend on its input: expected a tensor, or tensors, computed from it")
         program = Program(recorder.steps, outputs, image_shape).eval()
-        for handle in handles:
-            handle.remove()
         for batch in (noise[:2], noise[2:]):
             try:
                 same = [torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() + 1e-9))
@@ -139,9 +138,4 @@ def record(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
             if not all(same):
                 raise ValueError("the recorded program computes something else than the model: does it depend on the "
                                  "size of the batch, or on the values in it?")
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return without_unused(program)

@@ -4,7 +4,6 @@ An `Item` is one run of `quantize` on the test set. Its file is named by a diges
 recipe runs through and of the network's weights, so that a result is found again exactly as long as it holds. Files are
 written atomically; a damaged or foreign one is named and skipped, never trusted.
 """
-import ast
 import hashlib
 import json
 import os
@@ -16,19 +15,17 @@ from pathlib import Path
 import pandas as pd
 
 from .checkpoints import checkpoint_path
+from .code_version import code_version
 from .image_folder import find_images
 from .imagenet_models import is_imagenet, weights_file
-from .tasks import CLASSIFICATION, task_of
+from .tasks import task_of
 from .transfer import disk_errors
 
 ON_IMAGENET = ("imagenet_evaluate", "efficientnet_lite")  # files that measure networks of ImageNet
-PACKAGE = Path(__file__).resolve().parent
-FOLDER = PACKAGE.parent / "data" / "results"
-COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget",
-           "seed",
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "results"
+COLUMNS = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "seed",
            "fp_accuracy", "accuracy", "drop", "seconds", "bytes", "n_test", "threads", "torch", "machine")
-SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget",
-           "n_test")
+SETTING = ("model", "recipe", "weight_bits", "activation_bits", "edge_bits", "size_budget", "convention", "budget", "n_test")
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,7 @@ class Item:
     @classmethod
     def mixed(cls, model: str, recipe: str, size_budget: float, activation_bits: int, **more) -> "Item":
         """An item of mixed precision: each layer gets its own weight bits."""
-        return cls(model, recipe, min(16, max(2, round(32 * size_budget))), activation_bits, size_budget=size_budget,
-                   **more)
+        return cls(model, recipe, min(16, max(2, round(32 * size_budget))), activation_bits, size_budget=size_budget, **more)
 
     def digest(self) -> str:
         """16 hex digits that name the result's file."""
@@ -71,50 +67,6 @@ class Item:
         edges += f" mixed in {self.size_budget}" if self.size_budget else ""
         return (f"{self.model} {self.recipe} W{self.weight_bits}A{self.activation_bits}{edges} {self.convention} "
                 f"{self.budget} seed {self.seed}")
-
-
-@cache
-def code_version(recipe: str, reads: tuple[str, ...] = CLASSIFICATION.reads) -> str:
-    """Digest of the syntax of every file of the module that the recipe's code runs through; comments do not count.
-
-    reads: files of the task, `Task.reads`.
-
-    Raises ValueError for an unknown recipe.
-    """
-    from .recipes import RECIPES
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe '{recipe}': expected one of {', '.join(RECIPES)}")
-    homes = {name: known.run.__module__.rpartition(".")[2] for name, known in RECIPES.items()}
-    reached, waiting = {}, [homes[recipe], "recipes", "models", *reads]
-    waiting += ["lab"] if RECIPES[recipe].needs_images else []
-    while waiting:
-        name = waiting.pop()
-        if name not in reached and (PACKAGE / f"{name}.py").exists():
-            source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-            imported, reached[name] = _syntax(source, frozenset(homes.values() if name == "recipes" else ()))
-            waiting += imported
-    decides = json.dumps([RECIPES[recipe].run.__name__, reached], sort_keys=True)
-    return hashlib.sha256(decides.encode()).hexdigest()[:16]
-
-
-@cache
-def _syntax(source: str, homes: frozenset[str]) -> tuple[set[str], str]:
-    """The module's own files that a source imports, and its syntax; where the table of recipes is, less the table and
-    the imports of their `homes`, or every new recipe would change all others."""
-    tree = ast.parse(source)
-    tree.body = [node for node in tree.body
-                 if not homes or not _imported(node) & homes and not ast.unparse(node).startswith("RECIPES")]
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value,
-                                                                                            ast.Constant):
-            body[0].value.value = ""  # a docstring decides no number
-    return set().union(*map(_imported, tree.body)), ast.dump(tree)
-
-
-def _imported(node: ast.stmt) -> set[str]:
-    own = isinstance(node, ast.ImportFrom) and node.level == 1
-    return ({node.module} if node.module else {alias.name for alias in node.names}) if own else set()
 
 
 @cache
@@ -147,8 +99,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def read(file: Path) -> tuple[Item, dict] | None:
-    """The item in a result's file and its row (all of COLUMNS); None, with a warning that names the file,
-    if damaged."""
+    """The item in a result's file and its row (all of COLUMNS); None, with a warning that names the file, if damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         row = vars(item := Item(**content["item"])) | content["measured"]

@@ -5,7 +5,9 @@ that decides the rest of the phase, the random generators included: a resumed ru
 """
 import os
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ class RunState:
     def __init__(self, folder: Path | None = None, every: float = 30.0):
         self.folder, self.every = Path(folder) if folder else None, every
         self.reused_seconds = 0.0  # spent on what was loaded, by whoever made it: a report's time includes it
-        self._written = time.monotonic()
+        self._written, self._lost = time.monotonic(), False  # lost: the disk takes nothing
         self._started: dict[str, float] = {}  # when each phase would have begun, had it run in one piece
 
     def load(self, phase: str) -> dict | None:
@@ -31,7 +33,7 @@ class RunState:
         if self.folder is None or not (file := self._file(phase)).exists():
             return None
         try:
-            state = torch.load(file, weights_only=True)
+            state = torch.load(file, weights_only=True, map_location="cpu")  # it may go on without the GPU that it began on
             seconds = state.pop("seconds")
         except Exception as error:  # whatever a damaged file makes the reader stumble over
             raise ValueError(f"{file} is damaged ({type(error).__name__}): delete it to start this phase anew") from error
@@ -40,14 +42,25 @@ class RunState:
         return state
 
     def save(self, phase: str, state: Callable[[], dict], *, now: bool = False) -> None:
-        """Write `state()`, when `every` seconds have passed since the last writing or at once with `now`."""
-        if self.folder is None or not is_first() or not now and time.monotonic() - self._written < self.every:
+        """Write `state()`, when `every` seconds have passed since the last writing or at once with `now`.
+
+        Where the disk is full or read-only, one warning says so and nothing more is written: the run itself can go on.
+        """
+        due = now or time.monotonic() - self._written >= self.every
+        if self.folder is None or self._lost or not is_first() or not due:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        content = state() | {"seconds": time.monotonic() - self._started.get(phase, time.monotonic())}
         partial = self._file(phase).with_suffix(f".{os.getpid()}.partial")  # two processes may share a phase
-        seconds = time.monotonic() - self._started.get(phase, time.monotonic())
-        torch.save(state() | {"seconds": seconds}, partial)
-        partial.replace(self._file(phase))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(content, partial)
+            partial.replace(self._file(phase))
+        except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
+            self._lost = True
+            with suppress(OSError):
+                partial.unlink()
+            warnings.warn(f"{self.folder} cannot keep this run's state ({str(error).splitlines()[0]}); an interruption starts "
+                          "it anew", stacklevel=2)
         self._written = time.monotonic()
 
     def where(self) -> str:
@@ -57,10 +70,11 @@ class RunState:
     def clear(self) -> None:
         """Remove the files: the run has ended well."""
         if self.folder is not None and is_first() and self.folder.is_dir():
-            for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.partial")):
-                file.unlink()
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            with suppress(OSError):  # a disk that has become read-only keeps them
+                for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.partial")):
+                    file.unlink()
+                if not any(self.folder.iterdir()):
+                    self.folder.rmdir()
 
     def _file(self, phase: str) -> Path:
         return self.folder / f"{phase}.pt"

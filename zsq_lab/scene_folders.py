@@ -84,7 +84,7 @@ def read_voc(folder: Path, split: str, *, classes: tuple[str, ...] = BCCD_CLASSE
         raise DataError(f"{names} is missing: expected the names of the images of split '{split}', one a line")
     images, targets = [], []
     available = _files(folder / "JPEGImages")
-    for line in names.read_text().split("\n"):
+    for line in names.read_text(encoding="utf-8").split("\n"):
         if not line.strip():
             continue
         name, annotation = line.split()[0], folder / "Annotations" / f"{line.split()[0]}.xml"
@@ -104,7 +104,8 @@ def _files(folder: Path) -> dict[str, Path]:
     """The images of a folder by their names without endings."""
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: expected a folder of images")
-    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGE_TYPES}
+    return {file.stem: file for file in sorted(folder.iterdir())
+            if file.suffix.lower() in IMAGE_TYPES and not file.name.startswith(".")}  # macOS leaves ._a.png beside a.png
 
 
 def _open(file: Path) -> Image.Image:

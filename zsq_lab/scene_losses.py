@@ -21,8 +21,7 @@ def class_weights(masks: Tensor, classes: int) -> Tensor:
 
 
 def mask_loss(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of logits [N, K, H, W] plus one minus the batch's soft IoU,
-    mean over the classes present."""
+    """Weighted cross-entropy of logits [N, K, H, W] plus one minus the batch's soft IoU, mean over the classes present."""
     masks = masks.long()
     known = masks != UNLABELLED
     entropy = F.cross_entropy(logits, masks, weights, ignore_index=UNLABELLED)

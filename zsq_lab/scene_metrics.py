@@ -2,11 +2,12 @@
 
 mIoU: per class, intersection over union of all test pixels together, then the mean over the classes; unlabelled pixels
 do not count. mAP: average precision by pycocotools, the mean over the classes, at IoU 0.5 and averaged over 0.5,
-0.55 ... 0.95.
+0.55 ... 0.95. A class that the test scenes do not show has neither, and no part in a mean.
 Evaluating reads and never writes: no range, no statistic, no mode changes.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isnan
 
 import torch
 from torch import nn
@@ -32,13 +33,16 @@ def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset,
 def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, progress: bool = False) -> dict:
     """{"mIoU": percent, "per_class": {name: percent}}. read(model, output): masks int64 [N, H, W]."""
     import_torchvision()  # before torchmetrics, which imports it by itself and would not survive a broken one
-    from torchmetrics.classification import MulticlassJaccardIndex
-    metric = MulticlassJaccardIndex(len(dataset.classes), average="none", ignore_index=UNLABELLED, validate_args=False)
+    from torchmetrics.classification import MulticlassConfusionMatrix
+    metric = MulticlassConfusionMatrix(len(dataset.classes), ignore_index=UNLABELLED, validate_args=False)
     with _evaluating(model):
         for part, output in outputs(model, scenes, dataset, progress):
             metric.update(read(model, output).cpu(), part.targets.long())
-    each = 100 * metric.compute().double()
-    return {"mIoU": each.mean().item(), "per_class": dict(zip(dataset.classes, each.tolist(), strict=True))}
+    counts = metric.compute().double()  # [true class, said class]
+    both = counts.diag()
+    each = 100 * both / (counts.sum(0) + counts.sum(1) - both)  # 0 / 0, NaN: neither there nor seen
+    per_class = {name: value for name, value in zip(dataset.classes, each.tolist(), strict=True) if not isnan(value)}
+    return {"mIoU": each.nanmean().item(), "per_class": per_class}
 
 
 def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, progress: bool = False) -> dict:
@@ -57,8 +61,9 @@ def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read
     result = metric.compute()
     classes = torch.atleast_1d(result["classes"]).tolist()
     each = torch.atleast_1d(result["map_per_class"]).double()
-    return {"mAP50": 100 * result["map_50"].item(), "mAP": 100 * result["map"].item(),
-            "per_class": {dataset.classes[index]: 100 * value for index, value in zip(classes, each.tolist(), strict=True)}}
+    per_class = {dataset.classes[index]: 100 * value for index, value in zip(classes, each.tolist(), strict=True)
+                 if value >= 0}  # -1: seen, but not there
+    return {"mAP50": 100 * result["map_50"].item(), "mAP": 100 * result["map"].item(), "per_class": per_class}
 
 
 @contextmanager

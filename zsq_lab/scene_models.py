@@ -2,8 +2,8 @@
 
 `Pyramid` goes down to a sixteenth of the image in residual blocks (He et al. 2016) and comes back up to a quarter,
 adding at each level what lay there on the way down (Lin et al. 2017). `Segmenter` scores every pixel, `Detector` every
-location of the quarter-size grid, without anchors (FCOS, Tian et al. 2019). Plain PyTorch:
-nothing here knows of quantization.
+location of the quarter-size grid, without anchors (FCOS, Tian et al. 2019). Plain PyTorch: nothing here knows of
+quantization.
 """
 import math
 
@@ -16,7 +16,7 @@ STRIDE = 4  # pixels of the image per location of the detector's grid
 WIDTHS = (16, 32, 64, 96)  # channels at a half, a quarter, an eighth and a sixteenth of the image
 
 
-def _conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
@@ -26,53 +26,69 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1):
         super().__init__()
-        self.first = _conv_bn(in_channels, out_channels, stride=stride, dilation=dilation)
-        self.second = _conv_bn(out_channels, out_channels, dilation=dilation)
+        self.first = conv_bn(in_channels, out_channels, stride=stride, dilation=dilation)
+        self.second = conv_bn(out_channels, out_channels, dilation=dilation)
         changes = stride > 1 or in_channels != out_channels
-        self.shortcut = _conv_bn(in_channels, out_channels, 1, stride) if changes else nn.Identity()
+        self.shortcut = conv_bn(in_channels, out_channels, 1, stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
-class Pyramid(nn.Module):
+class FeaturePyramid(nn.Module):
     """Images [N, 3, H, W] to features at a half [N, 16, H/2, W/2] and at a quarter [N, 32, H/4, W/4] of their size.
 
-    The quarter has seen the whole image: the blocks at a sixteenth are dilated,
-    so that one position sees far around it.
+    A subclass says how it goes down, `descend`, and calls `build_ascent` with the channels that it leaves at each level.
     """
 
-    def __init__(self):
-        super().__init__()
-        half, quarter, eighth, sixteenth = WIDTHS
-        self.stem = _conv_bn(3, half, stride=2)
-        self.down4 = nn.Sequential(Block(half, quarter, 2), Block(quarter, quarter))
-        self.down8 = nn.Sequential(Block(quarter, eighth, 2), Block(eighth, eighth))
-        self.down16 = nn.Sequential(Block(eighth, sixteenth, 2), Block(sixteenth, sixteenth, dilation=2),
-                                    Block(sixteenth, sixteenth, dilation=4))
-        self.lateral16, self.lateral8 = _conv_bn(sixteenth, eighth, 1), _conv_bn(eighth, eighth, 1)
-        self.merge8 = _conv_bn(eighth, eighth)
-        self.from8, self.lateral4 = _conv_bn(eighth, quarter, 1), _conv_bn(quarter, quarter, 1)
-        self.merge4 = _conv_bn(quarter, quarter)
+    def build_ascent(self, half: int, quarter: int, eighth: int, sixteenth: int) -> None:
+        self.half_channels = half
+        self.lateral16, self.lateral8 = conv_bn(sixteenth, WIDTHS[2], 1), conv_bn(eighth, WIDTHS[2], 1)
+        self.merge8 = conv_bn(WIDTHS[2], WIDTHS[2])
+        self.from8, self.lateral4 = conv_bn(WIDTHS[2], WIDTHS[1], 1), conv_bn(quarter, WIDTHS[1], 1)
+        self.merge4 = conv_bn(WIDTHS[1], WIDTHS[1])
+
+    def descend(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features at a half, a quarter, an eighth and a sixteenth of the image."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        half = F.relu(self.stem(x))
-        quarter = self.down4(half)
-        eighth = self.down8(quarter)
-        up8 = F.relu(self.lateral8(eighth) + enlarge(self.lateral16(self.down16(eighth)), eighth))
+        half, quarter, eighth, sixteenth = self.descend(x)
+        up8 = F.relu(self.lateral8(eighth) + enlarge(self.lateral16(sixteenth), eighth))
         up8 = F.relu(self.merge8(up8))
         up4 = F.relu(self.lateral4(quarter) + enlarge(self.from8(up8), quarter))
         return half, F.relu(self.merge4(up4))
 
 
+class Pyramid(FeaturePyramid):
+    """Down in residual blocks, the last of them dilated, so that one position of the quarter has seen far around it."""
+
+    def __init__(self):
+        super().__init__()
+        half, quarter, eighth, sixteenth = WIDTHS
+        self.stem = conv_bn(3, half, stride=2)
+        self.down4 = nn.Sequential(Block(half, quarter, 2), Block(quarter, quarter))
+        self.down8 = nn.Sequential(Block(quarter, eighth, 2), Block(eighth, eighth))
+        self.down16 = nn.Sequential(Block(eighth, sixteenth, 2), Block(sixteenth, sixteenth, dilation=2),
+                                    Block(sixteenth, sixteenth, dilation=4))
+        self.build_ascent(*WIDTHS)
+
+    def descend(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        half = F.relu(self.stem(x))
+        quarter = self.down4(half)
+        eighth = self.down8(quarter)
+        return half, quarter, eighth, self.down16(eighth)
+
+
 class Segmenter(nn.Module):
     """Images [N, 3, H, W] to class logits of every pixel [N, classes, H, W]."""
 
-    def __init__(self, num_classes: int = 11):
+    def __init__(self, num_classes: int = 11, pyramid: FeaturePyramid | None = None):
         super().__init__()
-        self.pyramid = Pyramid()
-        self.from4, self.lateral2 = _conv_bn(WIDTHS[1], WIDTHS[0], 1), _conv_bn(WIDTHS[0], WIDTHS[0], 1)
-        self.merge2 = _conv_bn(WIDTHS[0], WIDTHS[0])
+        self.pyramid = pyramid or Pyramid()
+        half = self.pyramid.half_channels
+        self.from4, self.lateral2 = conv_bn(WIDTHS[1], WIDTHS[0], 1), conv_bn(half, WIDTHS[0], 1)
+        self.merge2 = conv_bn(WIDTHS[0], WIDTHS[0])
         self.classify = nn.Conv2d(WIDTHS[0], num_classes, 1)
         _initialise(self)
 
@@ -93,7 +109,7 @@ class Detector(nn.Module):
         super().__init__()
         width = WIDTHS[1]
         self.pyramid = Pyramid()
-        self.class_tower, self.box_tower = _conv_bn(width, width), _conv_bn(width, width)
+        self.class_tower, self.box_tower = conv_bn(width, width), conv_bn(width, width)
         self.classify, self.measure = nn.Conv2d(width, num_classes, 3, padding=1), nn.Conv2d(width, 4, 3, padding=1)
         _initialise(self)
         nn.init.constant_(self.classify.bias, -math.log(99))  # at first each location is 1 % sure of an object

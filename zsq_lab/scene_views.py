@@ -48,8 +48,7 @@ class Views:
         return shown.masked_fill(beyond, UNLABELLED)
 
     def boxes(self, targets: list[Boxes]) -> list[Boxes]:
-        """The boxes in pixels of the view, cut off at its edge; those with less than `VISIBLE` of their area are
-        gone."""
+        """The boxes in pixels of the view, cut off at its edge; those with less than `VISIBLE` of their area are gone."""
         height, width = self.size
         middle, shown = torch.tensor([width / 2, height / 2]), []
         for target, centre, zoom in zip(targets, self.centre, self.zoom, strict=True):

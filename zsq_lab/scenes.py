@@ -36,15 +36,13 @@ class SceneDataset(Dataset):
 
 
 def find_camvid(folder: Path | None = None) -> SceneDataset:
-    """CamVid, or a folder laid out like it; None: $ZSQ_CAMVID, or `camvid` in the lab's data folders.
-    DataError if absent."""
+    """CamVid, or a folder laid out like it; None: $ZSQ_CAMVID, or `camvid` in the lab's data folders. DataError if absent."""
     root = _find("camvid", folder)
     return SceneDataset("camvid", CAMVID_CLASSES, (3, 180, 240), lambda split: _joined(read_camvid, root, split))
 
 
 def find_bccd(folder: Path | None = None) -> SceneDataset:
-    """Blood cells (BCCD), or a Pascal VOC folder with the same classes; None: $ZSQ_BCCD,
-    or `bccd` in the data folders."""
+    """Blood cells (BCCD), or a Pascal VOC folder with the same classes; None: $ZSQ_BCCD, or `bccd` in the data folders."""
     root = _find("bccd", folder)
     return SceneDataset("bccd", BCCD_CLASSES, (3, 192, 256),
                         lambda split: _joined(read_voc, root, split, drop_empty=True))
@@ -52,8 +50,7 @@ def find_bccd(folder: Path | None = None) -> SceneDataset:
 
 @cache
 def embedded_scenes(kind: str) -> SceneDataset:
-    """Scenes that the lab draws, with masks of what is a shape (kind "masks")
-    or boxes of the ten shapes (kind "boxes")."""
+    """Scenes that the lab draws, with masks of what is a shape (kind "masks") or boxes of the ten shapes (kind "boxes")."""
     def draw(split: str) -> Scenes:
         images, masks, boxes = _drawn(split)
         return Scenes(images, masks.clamp(max=1) if kind == "masks" else boxes)
@@ -65,8 +62,7 @@ def find_scenes(real: str, kind: str, profile: str | None = None, folder: Path |
     """Scenes of a profile, `real` ("camvid" or "bccd") or "embedded"; None: the real ones where present, else the
     embedded ones and one line on standard error. kind: "masks" or "boxes".
 
-    Raises ValueError for an unknown profile, DataError where the real ones are asked for by name, or by folder,
-    and absent.
+    Raises ValueError for an unknown profile, DataError where the real ones are asked for by name, or by folder, and absent.
     """
     if profile not in (None, real, "embedded"):
         raise ValueError(f"unknown profile '{profile}' for {kind}: expected {real} or embedded")

@@ -1,5 +1,4 @@
 """The command `sweep`: its arguments, the items that they name, the engine that they choose."""
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +7,11 @@ from .arguments import Parser, WrongArgument, answer, bit_width, known, positive
 
 def add_arguments(sub: Parser) -> None:
     sub.add_argument("--plan", metavar="NAME", help="a recorded table: foundation, cifar10, widths, dense, imagenet; "
-                     "--models, --recipes, --seeds, --budget and --n-test narrow it")
+                     "--models, --recipes, --seeds, --budget and --n-test narrow it, widths are its own")
     sub.add_argument("--models", nargs="+", metavar="NAME", help="default: resnet20, or all of the plan")
     sub.add_argument("--recipes", nargs="+", metavar="NAME",
                      help="default: rtn-bn dfq squant zeroq, or all of the plan")
-    sub.add_argument("--bits", nargs="+", type=bit_width, default=[2, 3, 4, 5, 6, 8], metavar="BITS",
+    sub.add_argument("--bits", nargs="+", type=bit_width, metavar="BITS",
                      help="of the weights; default 2 3 4 5 6 8")
     sub.add_argument("--acts", nargs="+", type=bit_width, metavar="BITS",
                      help="of the activations; default: as the weights")
@@ -20,7 +19,7 @@ def add_arguments(sub: Parser) -> None:
                      help="of the first and last layer; default: as the others")
     sub.add_argument("--size-budgets", nargs="+", type=share, metavar="SHARE",
                      help="mixed precision instead of --bits: weights in these shares of their float size; --acts default 8")
-    sub.add_argument("--convention", default="deployable", metavar="NAME", help="deployable (default) or literature")
+    sub.add_argument("--convention", metavar="NAME", help="deployable (default) or literature")
     sub.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], metavar="SEED", help="default 0 1 2")
     sub.add_argument("--budget", metavar="NAME",
                      help="quick, standard or long; default: standard, or all of the plan's")
@@ -33,7 +32,7 @@ def add_arguments(sub: Parser) -> None:
     sub.add_argument("--slurm", action="store_true", help="one SLURM job for each item, through submitit")
     sub.add_argument("--status", action="store_true", help="only say how far the sweep in --out is")
     sub.add_argument("--profile", metavar="NAME",
-                     help="cifar10 or embedded, for bare model names; default: the first that is there")
+                     help="cifar10 (scenes: camvid, bccd) or embedded, for bare model names; default: the first that is there")
 
 
 def run(args) -> int:
@@ -67,17 +66,22 @@ def run(args) -> int:
 def _items(args) -> list:
     """The items that the arguments of `sweep` name; unknown names are wrong arguments."""
     from .checkpoints import full_name
-    from .data import DataError, find_dataset
+    from .data import DataError
     from .job import BUDGETS
     from .layers import QuantConfig
     from .plans import PLANS
     from .recipes import RECIPES
     from .results import Item
+    from .tasks import task_of
     known("budget", args.budget or "standard", BUDGETS)
     for recipe in args.recipes or ():
         known("recipe", recipe, RECIPES)
     if args.plan:
         known("plan", args.plan, PLANS)
+        for option in ("bits", "acts", "edge_bits", "size_budgets", "convention", "profile"):
+            if getattr(args, option):
+                raise WrongArgument(f"--{option.replace('_', '-')} is settled by the plan '{args.plan}': leave it out, "
+                                    "or sweep without --plan")
         chosen = [replace(item, n_test=args.n_test) for item in PLANS[args.plan]()
                   if item.seed in args.seeds and item.recipe in (args.recipes or [item.recipe])
                   and item.budget == (args.budget or item.budget) and item.model in (args.models or [item.model])]
@@ -85,11 +89,11 @@ def _items(args) -> list:
             raise WrongArgument(f"plan '{args.plan}' has nothing with these --models, --recipes, --seeds and --budget")
         return chosen
     try:
-        models = [full_name(name, name.split("/")[0] if "/" in name else find_dataset(args.profile).name)
+        models = [full_name(name, name.split("/")[0] if "/" in name else task_of(name).dataset(args.profile).name)
                   for name in args.models or ["resnet20"]]
-        common = dict(edge_bits=args.edge_bits, convention=args.convention, budget=args.budget or "standard",
-                      n_test=args.n_test)
-        QuantConfig(edge_bits=args.edge_bits, convention=args.convention)
+        common = dict(edge_bits=args.edge_bits, convention=args.convention or "deployable",
+                      budget=args.budget or "standard", n_test=args.n_test)
+        QuantConfig(edge_bits=args.edge_bits, convention=common["convention"])
     except DataError:
         raise
     except ValueError as error:
@@ -100,7 +104,7 @@ def _items(args) -> list:
         return [Item.mixed(model, recipe, size, acts, seed=seed, **common) for model, recipe, seed in runs
                 for size in args.size_budgets for acts in args.acts or [8]]
     return [Item(model, recipe, bits, acts, seed=seed, **common) for model, recipe, seed in runs
-            for bits in args.bits for acts in args.acts or [bits]]
+            for bits in args.bits or [2, 3, 4, 5, 6, 8] for acts in args.acts or [bits]]
 
 
 def _engine(args, out: Path):
@@ -116,4 +120,5 @@ def _engine(args, out: Path):
 
 
 def _threads(args) -> int | None:
-    return args.threads or (max(1, (os.cpu_count() or 1) // args.workers) if args.workers else None)
+    from .engines import cores
+    return args.threads or (max(1, cores() // args.workers) if args.workers else None)

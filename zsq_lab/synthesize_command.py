@@ -15,6 +15,7 @@ def add_arguments(sub: Parser) -> None:
 
 def run(args) -> None:
     from .calibration_set import check_place, save_npz, write_calibration_set
+    from .data import cache_folder
     from .recipes import BUDGETS, synthesize
     from .tasks import task_of
     known("budget", args.budget, BUDGETS)
@@ -33,7 +34,7 @@ def run(args) -> None:
     else:
         name, dataset, network = named(args)
     images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
-                        progress=True, task=task_of(name))
+                        progress=True, resume=cache_folder() / "runs", task=task_of(name))
     if args.out.suffix:
         save_npz(args.out, images, dataset)
     else:

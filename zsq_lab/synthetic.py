@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import adversary, zscgan
-from .blocks import find_blocks
+from .blocks import required_blocks
 from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers, thorough_loss
 from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
@@ -108,7 +108,7 @@ def _prior(job: Job) -> Tensor:
     run = job.shared("prior", job.budget.images, job.budget.image_iterations, job.budget.image_batch)
     images, _ = prior_images(job.teacher, job.budget.images, job.image_shape, batch_size=job.budget.image_batch,
                              iterations=job.budget.image_iterations, seed=job.seed, progress=job.progress, run=run,
-                                task=job.task)
+                             task=job.task)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
 
@@ -145,7 +145,7 @@ def _finetune_on(job: Job, images: Tensor) -> None:
 def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
     job.fit(images[:job.range_images])
     exact = exact_weights(job.student)
-    reconstruct(job.student, job.teacher, images, find_blocks(job.student, job.image_shape), seed=job.seed,
+    reconstruct(job.student, job.teacher, images, required_blocks(job.student, job.image_shape), seed=job.seed,
                 iterations=job.budget.finetune_iterations, batch_size=job.budget.batch_size, progress=job.progress,
                 run=job.run)
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}

@@ -16,7 +16,6 @@ from .distributed import mean_over_processes
 from .graph import tensors
 
 POSITIONS = 64  # one in so many positions of an output must show the class that an image was made for
-LEAST_CONFIDENCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,8 @@ class Task:
     classes(output): how many classes the output knows, None where the task cannot tell. label_loss(output, labels): how
     little images show the classes int64 [N] that they were made for. output_loss(student's, teacher's): what fine-tuning
     brings to zero. read(model, output): what the output says of each image, a class, a mask or boxes. measure(model,
-    split, dataset, limit, progress): {metric: percent, ...}. profiles: its data sets, the real one first;
-    dataset(profile, folder): one of them. reads: the module's files that only `measure` and `dataset` need. per_image:
-    how many small images one scene is worth.
+    split, dataset, limit, progress): {metric: percent, ...}. dataset(profile, folder): one of its data sets. reads: the
+    module's files that only `measure` and `dataset` need. per_image: how many small images one scene is worth.
     """
 
     name: str
@@ -38,7 +36,6 @@ class Task:
     output_loss: Callable[[object, object], Tensor]
     read: Callable[[nn.Module, object], object]
     measure: Callable[..., dict]
-    profiles: tuple[str, ...]
     dataset: Callable
     reads: tuple[str, ...]
     per_image: int = 1
@@ -78,7 +75,8 @@ def pixel_loss(student_output, teacher_output) -> Tensor:
     """
     pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
     logarithms = [(F.log_softmax(own, 1), F.log_softmax(wanted, 1)) for own, wanted in pairs]
-    return torch.stack([F.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean() for own, wanted in logarithms]).sum()
+    return torch.stack([F.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean()
+                        for own, wanted in logarithms]).sum()
 
 
 def location_loss(student_output: dict[str, Tensor], teacher_output: dict[str, Tensor]) -> Tensor:
@@ -168,13 +166,13 @@ def _boxes(profile: str | None = None, folder: Path | None = None):
 
 
 CLASSIFICATION = Task("classification", "accuracy", _class_count, F.cross_entropy, output_loss, _most_likely, _accuracy,
-                      ("cifar10", "embedded"), _images, ("data", "evaluate"))
+                      _images, ("data", "evaluate"))
 SEGMENTATION = Task("segmentation", "mIoU", _pixel_count, shown_pixels, pixel_loss, _most_likely, _iou,
-                    ("camvid", "embedded"), _masks, ("scene_metrics",), 8)
+                    _masks, ("scene_metrics",), 8)
 DETECTION = Task("detection", "mAP50", _location_count, shown_locations, location_loss, _selected, _precision,
-                 ("bccd", "embedded"), _boxes, ("scene_metrics",), 8)
+                 _boxes, ("scene_metrics",), 8)
 TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION, DETECTION)}
-ARCHITECTURES = {"segmenter": SEGMENTATION, "detector": DETECTION}
+ARCHITECTURES = {"segmenter": SEGMENTATION, "lite_segmenter": SEGMENTATION, "detector": DETECTION}
 
 
 def task_of(model: str) -> Task:

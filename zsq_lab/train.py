@@ -45,15 +45,15 @@ def image_side(epoch: int, epochs: int, full: int) -> int:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs: int, seed: int = 0,
-          peak: float = 0.2, batch_size: int = 128, weight_decay: float = 5e-4, small_first: bool = True,
-          state_file: Path | None = None, progress: bool = True) -> dict:
+          peak: float = 0.2, batch_size: int = 128, small_first: bool = True, state_file: Path | None = None,
+          progress: bool = True) -> dict:
     """Train `model` in place on uint8 `images` [N, C, H, W] and int64 `labels` [N]; returns {loss, seconds, epochs}.
 
     normalise: function from uint8 images to the floats that the network takes.
     small_first: progressive resizing, see `image_side`; else all epochs see the images in full.
     state_file: where the state is kept after each epoch; when it exists the run goes on from there.
     """
-    optimizer = torch.optim.SGD(decayed(model, weight_decay), lr=peak, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(decayed(model, 5e-4), lr=peak, momentum=0.9, nesterov=True)
     full = images.shape[-1]
 
     def side(epoch: int) -> int:
@@ -65,8 +65,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, normalise, *, epochs
             x = F.interpolate(x, size=side(epoch), mode="bilinear", antialias=True)
         return F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels[chosen])
 
-    return run_epochs(model, optimizer, loss_of, len(images), epochs=epochs, batch_size=batch_size, peak=peak,
-                      seed=seed,
+    return run_epochs(model, optimizer, loss_of, len(images), epochs=epochs, batch_size=batch_size, peak=peak, seed=seed,
                       note=lambda epoch: f" at {side(epoch)}px", state_file=state_file, progress=progress)
 
 
@@ -86,8 +85,8 @@ def train_checkpoint(name: str, dataset: Dataset, out: Path, *, epochs: int, pea
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = build(name.split("/")[1], len(dataset.classes))
-    state_file = state_path(cache_folder(), name, epochs, peak, seed, start)
     split = dataset.train()
+    state_file = state_path(cache_folder(), name, epochs, peak, seed, start, split.images)
     outcome = train(network, split.images, split.labels, dataset.normalise, epochs=epochs, seed=seed, peak=peak,
                     small_first=not start, state_file=state_file)
     test = dataset.test()

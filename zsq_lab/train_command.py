@@ -33,12 +33,10 @@ def run(args) -> None:
     writable(out)
     if task_of(name) is not CLASSIFICATION:
         facts = train_scene_checkpoint(name, dataset, out, epochs=args.epochs, seed=args.seed, peak=args.lr,
-                                       start=args.start)
-        return answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after "
-                      f"{facts['epochs']} epochs, written to {out}")
-    facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr or 0.2,
-                             seed=args.seed,
-                             start=args.start)
+                                       start=args.start, data=args.data)
+    else:
+        facts = train_checkpoint(name, dataset, out, epochs=args.epochs or EPOCHS[name], peak=args.lr or 0.2, seed=args.seed,
+                                 start=args.start)
     answer(args, facts | {"out": str(out)}, f"{name}: {facts['accuracy']} % after {facts['epochs']} epochs, written to {out}")
 
 
@@ -52,8 +50,7 @@ def run_generator(args) -> None:
         raise WrongArgument(f"{name} is no classifier: recipes zs-cgan and zaq train its generator as they go")
     out = args.out or cache_folder() / generator_path(name).name
     writable(out)
-    facts = train_generator_checkpoint(name, network, dataset.image_shape, out, iterations=args.iterations,
-                                       seed=args.seed,
+    facts = train_generator_checkpoint(name, network, dataset.image_shape, out, iterations=args.iterations, seed=args.seed,
                                        runs=cache_folder() / "runs")
     answer(args, facts | {"out": str(out)}, f"{name}: statistics {facts['statistics']}, the classifier believes "
             f"{facts['believed']} % of the labels, written to {out}")

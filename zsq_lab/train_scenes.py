@@ -1,4 +1,6 @@
-"""Training of the full-precision networks for masks and boxes, from nothing, on scenes with annotations.
+"""Training of the full-precision networks for masks and boxes on scenes with annotations.
+
+From nothing, except that the encoder of `LiteSegmenter` begins as ImageNet has left it.
 
 AdamW on one cycle; random crops at random zoom, flips and colours (`scene_views`); most epochs see crops, the last
 fifth whole scenes. What they learn from is in `scene_losses`. State is saved after each epoch (`epochs`); the same
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from .checkpoints import load_model, save_model, write_card
 from .data import cache_folder
 from .epochs import conditions, decayed, run_epochs, state_path
+from .lite_segmenter import ENCODER, LiteSegmenter
 from .models import build
 from .scene_losses import box_loss, class_weights, mask_loss
 from .scene_views import draw_views, recolour
@@ -26,8 +29,7 @@ WHOLE = 0.8  # share of the run after which whole scenes are shown
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is trained: epochs, batch size, crop (height, width), zoom of the crops, upside-down flips,
-    rate."""
+    """How a network is trained: epochs, batch size, crop (height, width), zoom of the crops, upside-down flips, rate."""
 
     epochs: int
     batch_size: int
@@ -39,15 +41,15 @@ class Plan:
 
 
 PLANS = {"camvid/segmenter": Plan(40, 8, (144, 192), (0.75, 1.6)),
+         "camvid/lite_segmenter": Plan(40, 8, (144, 192), (0.75, 1.6), peak=1e-3),
          "bccd/detector": Plan(64, 8, (144, 192), (0.75, 1.4), vertical=True),
-         "embedded/segmenter": Plan(2, 16, (96, 96), (0.9, 1.25)),
+         "embedded/segmenter": Plan(14, 16, (96, 96), (0.9, 1.25)),
          "embedded/detector": Plan(4, 16, (96, 96), (0.9, 1.25))}
 
 
 def train(model: nn.Module, scenes: Scenes, normalise, plan: Plan, *, classes: int, seed: int = 0,
           state_file: Path | None = None, progress: bool = True) -> dict:
-    """Train `model` in place on scenes with masks or boxes; returns {loss, seconds, epochs}.
-    Resumes from `state_file`."""
+    """Train `model` in place on scenes with masks or boxes; returns {loss, seconds, epochs}. Resumes from `state_file`."""
     with_masks, size = isinstance(scenes.targets, Tensor), tuple(scenes.images.shape[2:])
     weights = class_weights(scenes.targets, classes) if with_masks else None
     crops = {"crop": plan.crop, "zoom": plan.zoom}
@@ -67,8 +69,7 @@ def train(model: nn.Module, scenes: Scenes, normalise, plan: Plan, *, classes: i
 
 
 def warm_start(network: nn.Module, name: str, start: Path) -> dict:
-    """Give `network` the weights of a checkpoint, or its pyramid's if that is of another architecture;
-    returns its facts.
+    """Give `network` the weights of a checkpoint, or its pyramid's if that is of another architecture; returns its facts.
 
     Raises ValueError where the file is missing, damaged, or of a network without such a pyramid.
     """
@@ -86,21 +87,25 @@ def warm_start(network: nn.Module, name: str, start: Path) -> dict:
 
 
 def train_scene_checkpoint(name: str, dataset: SceneDataset, out: Path, *, epochs: int | None = None, seed: int = 0,
-                           peak: float | None = None, start: Path | None = None) -> dict:
+                           peak: float | None = None, start: Path | None = None, data: Path | None = None) -> dict:
     """Train the network of a full name, write checkpoint (half precision) and card, return the facts that both state.
 
     epochs, peak: other than in `PLANS`. start: a checkpoint to go on from, by one more cycle; of a network for another
-    task its pyramid. Raises ValueError where `start` is missing or no checkpoint of scenes.
+    task its pyramid. data: the folder of the scenes, for the card, where one was named. Raises ValueError where `start` is
+    missing or no checkpoint of scenes, or the encoder that a `LiteSegmenter` begins with is not installed (extra `imagenet`).
     """
     plan = replace(PLANS[name], epochs=epochs or PLANS[name].epochs, peak=peak or PLANS[name].peak)
-    task, earlier = task_of(name), {}
+    task, earlier, begun = task_of(name), {}, {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build(name.split("/")[1], len(dataset.classes))
     if start:
         earlier = warm_start(network, name, start)
-    state_file = state_path(cache_folder(), name, plan.epochs, plan.peak, seed, start)
+    elif isinstance(network, LiteSegmenter):
+        network.pyramid.begin_trained(load_model(ENCODER)[0])
+        begun = {"encoder": ENCODER}
     scenes, test = dataset.train(), dataset.test()
+    state_file = state_path(cache_folder(), name, plan.epochs, plan.peak, seed, start, scenes.images)
     outcome = train(network, scenes, dataset.normalise, plan, classes=len(dataset.classes), seed=seed,
                     state_file=state_file)
     network.half().float()  # what is measured is what is stored
@@ -109,9 +114,9 @@ def train_scene_checkpoint(name: str, dataset: SceneDataset, out: Path, *, epoch
     facts = {"model": name, "task": task.name, **{key: round(value, 2) for key, value in measured.items()},
              "per_class": {key: round(value, 1) for key, value in per_class.items()},
              "accuracy": round(measured[task.metric], 2), "n_test": len(test), "n_train": len(scenes),
-             "image_shape": list(dataset.image_shape), "classes": len(dataset.classes), "epochs": plan.epochs,
+             **begun, "image_shape": list(dataset.image_shape), "classes": len(dataset.classes), "epochs": plan.epochs,
              "seed": seed, "seconds": round(outcome["seconds"]),
-             **conditions(name, plan.epochs, plan.peak, seed, start, earlier)}
+             **conditions(name, plan.epochs, plan.peak, seed, start, earlier, data)}
     save_model(network.half(), out, facts)
     write_card(out, facts)
     network.float()

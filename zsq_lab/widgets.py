@@ -1,5 +1,4 @@
-"""Widgets of the notebooks: sliders over pictures and sentences that are all made beforehand,
-so that moving is instant.
+"""Widgets of the notebooks: sliders over pictures and sentences that are all made beforehand, so that moving is instant.
 
 Core ipywidgets updated by `observe`: the state that a slider sets can be read, tested and compared.
 """
@@ -72,8 +71,7 @@ def accuracy_explorer(table: pd.DataFrame, own: pd.DataFrame | None = None,
         chart, words = accuracy_against_bits(rows, value, any_activations=True)
         means = over_seeds(rows, value)
         means["spread"], means["kB"] = means["high"] - means["low"], means["bytes"] / 1000
-        shown = means[["model", "recipe", "weight_bits", "activation_bits", "convention", "budget", "mean", "spread",
-                       "seeds",
+        shown = means[["model", "recipe", "weight_bits", "activation_bits", "convention", "budget", "mean", "spread", "seeds",
                        "kB", "seconds"]].rename(columns={"mean": value})
         return png(chart), words, shown.to_html(index=False, float_format=lambda x: f"{x:.1f}", border=0)
 
@@ -86,6 +84,5 @@ def accuracy_explorer(table: pd.DataFrame, own: pd.DataFrame | None = None,
     for control in (model, recipe, act, value):
         control.observe(update, names="value")
     update()
-    return widgets.VBox([widgets.HBox([model, recipe, widgets.VBox([act, value])]), widgets.HBox([figure, made]),
-                         sentence,
+    return widgets.VBox([widgets.HBox([model, recipe, widgets.VBox([act, value])]), widgets.HBox([figure, made]), sentence,
                          numbers])

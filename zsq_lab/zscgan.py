@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, layer_distance, require_statistics, squared_distance
 from .checkpoints import save_model, write_card
+from .code_version import files_version
 from .distributed import average_gradients
 from .generators import Generator
 from .health import Health, Stopped, variety
 from .images import count_classes
-from .job import fingerprint
+from .job import MAKERS, fingerprint
 from .layers import QuantConfig, convert
 from .precision import economical
 from .resume import RunState
@@ -137,11 +138,11 @@ def train_generator_checkpoint(name: str, network: nn.Module, image_shape: tuple
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = Generator(image_shape, classes)
-    decides = ("generator checkpoint", list(image_shape), LAB.decides(), iterations, seed)
+    decides = (files_version(MAKERS["generator"]), list(image_shape), LAB.decides(), iterations, seed)
     run = RunState(runs / f"generator_{name.replace('/', '_')}_{fingerprint(teacher, *decides)}")
     started = time.perf_counter()
     train_generator(generator, teacher, iterations=iterations, seed=seed, progress=True, run=run)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + run.reused_seconds
     with torch.inference_mode(), BatchNormStatistics(teacher) as statistics:
         images, labels = generator.sample(512, torch.Generator().manual_seed(seed + 1))
         believed = (teacher(images).argmax(1) == labels).double().mean().item()
