@@ -39,8 +39,8 @@ DROPS = {("best", 2): (10.0, 12.0), ("best", 4): (0.2, 0.4), ("squant", 2): (60.
 def table() -> pd.DataFrame:
     return pd.DataFrame([
         {"model": "m", "recipe": recipe, "weight_bits": bits, "activation_bits": bits, "edge_bits": None, "size_budget": None,
-         "convention": "deployable", "budget": "quick", "n_test": 100, "seed": seed, "drop": drop, "accuracy": 92 - drop, "seconds": 2.0,
-         "bytes": 1000 * bits} for (recipe, bits), drops in DROPS.items() for seed, drop in enumerate(drops)])
+         "convention": "deployable", "budget": "quick", "n_test": 100, "seed": seed, "drop": drop, "accuracy": 92 - drop,
+         "seconds": 2.0, "bytes": 1000 * bits} for (recipe, bits), drops in DROPS.items() for seed, drop in enumerate(drops)])
 
 
 def test_seeds_become_a_mean_and_a_band(table):
@@ -83,7 +83,8 @@ def test_a_trial_on_a_few_test_images_is_no_seed_of_the_whole_test(table):
 def test_more_recipes_than_markers(table):
     many = pd.concat([table.assign(recipe=f"recipe {i}", drop=i, bytes=1000 - i) for i in range(len(plots.MARKERS) + 2)])
     figure, sentence = plots.size_against_drop(many)
-    assert sentence.startswith("32 settings, 16 of them on the front") and len(figure.axes[0].get_legend().texts) == 17  # and the front
+    assert sentence.startswith("32 settings, 16 of them on the front")
+    assert len(figure.axes[0].get_legend().texts) == 17, "each recipe, and the front"
 
 
 def test_size_against_drop(table):

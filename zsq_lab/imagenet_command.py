@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .arguments import WrongArgument, answer
+from .code_version import files_version
 from .data import Dataset, Split, cache_folder
 from .evaluate_command import how_quantized, read_quantized
 from .image_folder import ImageFolder, Preprocess, classes, find_images
@@ -18,7 +19,7 @@ from .image_maker import make_images
 from .image_start import suited
 from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, synthetic_agreement
 from .imagenet_models import check_name, load_imagenet
-from .job import fingerprint
+from .job import MAKERS, fingerprint
 from .layers import QuantConfig, convert
 from .quantize_command import uniform_bits
 from .recipes import RECIPES, quantize
@@ -160,7 +161,7 @@ def held_out_images(teacher: nn.Module, image_shape: tuple[int, int, int], *, n:
                     iterations: int = HELD_OUT_ITERATIONS, runs: Path | None = None) -> Tensor:
     """Synthetic images [n, *image_shape] that no recipe has seen; made once and kept in the cache for each network."""
     settings = suited(teacher, image_shape, seed=HELD_OUT_SEED)
-    key = fingerprint(teacher, "held out", list(image_shape), n, iterations, settings)
+    key = fingerprint(teacher, "held out", files_version(MAKERS["images"]), list(image_shape), n, iterations, settings)
     run = RunState((runs or cache_folder() / "runs") / f"held_out_{key}")
     return make_images(teacher, n, image_shape, iterations=iterations, batch_size=min(n, 16), seed=HELD_OUT_SEED,
                        progress=True, run=run, settings=settings)[0]

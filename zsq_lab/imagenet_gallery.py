@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .bn_stats import BatchNormStatistics
+from .code_version import files_version
 from .data import cache_folder
 from .image_folder import Preprocess, classes
 from .image_maker import make_images
 from .imagenet_evaluate import denormalise, normalise
 from .imagenet_models import load_imagenet
-from .job import fingerprint
+from .job import MAKERS, fingerprint
 from .layers import QuantConfig, convert
 from .memory import keep_freed_memory
 from .resume import RunState
@@ -40,7 +41,7 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     network, preprocess = load_imagenet(MODEL)
     teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
     started = time.perf_counter()
-    run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, iterations, list(labels))}")
+    run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, files_version(MAKERS["images"]), iterations, list(labels))}")
     images, _ = make_images(teacher, len(labels), preprocess.image_shape, iterations=iterations, batch_size=len(labels),
                             class_weight=CLASS_WEIGHT, labels=torch.tensor(labels), seed=SEED, progress=progress, run=run)
     pixels = (denormalise(images, preprocess) * 255).round().byte()

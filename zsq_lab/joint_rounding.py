@@ -30,8 +30,6 @@ def round_together(student: nn.Module, teacher: nn.Module, exact: list[Tensor], 
     """
     layers, start = layers_of(student), exact_weights(student)
     set_weights(layers, exact)
-    with softly_rounded(student, start) as roundings:
-        for rounding in roundings:
-            rounding.decided = True
+    with softly_rounded(student, start):
         finetune(student, teacher, sampler, stages, iterations=iterations, learning_rate=learning_rate, seed=seed,
                  progress=progress, run=run, loss=loss, groups=rounding_groups)

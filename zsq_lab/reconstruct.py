@@ -86,13 +86,13 @@ def images_per_step(inputs: Tensor, batch_size: int) -> int:
 
 
 @contextmanager
-def softly_rounded(block: nn.Module, start: list[Tensor]) -> Iterator[list[SoftRounding]]:
+def softly_rounded(block: nn.Module, start: list[Tensor]) -> Iterator[None]:
     """Inside the block of code the layers' weights are rounded softly, from `start` on; after it, to where they then are."""
     layers = layers_of(block)
     for layer, rounded in zip(layers, start, strict=True):
         layer.weight_quantizer = SoftRounding(layer.weight_quantizer, layer.layer.weight, rounded)
     try:
-        yield [layer.weight_quantizer for layer in layers]
+        yield
     finally:
         with torch.no_grad():
             for layer in layers:

@@ -44,7 +44,7 @@ PLANS = {"camvid/segmenter": Plan(40, 8, (144, 192), (0.75, 1.6)),
          "camvid/lite_segmenter": Plan(40, 8, (144, 192), (0.75, 1.6), peak=1e-3),
          "bccd/detector": Plan(64, 8, (144, 192), (0.75, 1.4), vertical=True),
          "embedded/segmenter": Plan(14, 16, (96, 96), (0.9, 1.25)),
-         "embedded/detector": Plan(4, 16, (96, 96), (0.9, 1.25))}
+         "embedded/detector": Plan(14, 16, (96, 96), (0.9, 1.25))}
 
 
 def train(model: nn.Module, scenes: Scenes, normalise, plan: Plan, *, classes: int, seed: int = 0,
