@@ -24,4 +24,4 @@ def full_disk(tmp_path):
         except OSError:
             pass
     yield folder, fill
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a failed test may have left a file open on it
