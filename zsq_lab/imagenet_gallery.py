@@ -41,7 +41,8 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     network, preprocess = load_imagenet(MODEL)
     teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
     started = time.perf_counter()
-    run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, files_version(MAKERS["images"]), iterations, list(labels))}")
+    made_by = files_version(MAKERS["images"])
+    run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, made_by, iterations, list(labels))}")
     images, _ = make_images(teacher, len(labels), preprocess.image_shape, iterations=iterations, batch_size=len(labels),
                             class_weight=CLASS_WEIGHT, labels=torch.tensor(labels), seed=SEED, progress=progress, run=run)
     pixels = (denormalise(images, preprocess) * 255).round().byte()
