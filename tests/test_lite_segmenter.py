@@ -26,6 +26,7 @@ def test_the_encoder_is_that_of_the_classifier():
             expected = whole.blocks[:last + 1](whole.stem(x))
             assert level.shape[2] == 64 // 2 ** (1 + list(TAPS).index(last))
             torch.testing.assert_close(level, expected)
+            assert whole.blocks[last + 1](expected).shape[2] == level.shape[2] // 2  # the last one of its size
     assert same_state(network.pyramid.blocks.state_dict(), whole.blocks[:11].state_dict())
     assert torch.equal(network.classify.weight, head)
 
