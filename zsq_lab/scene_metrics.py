@@ -6,13 +6,13 @@ do not count. mAP: average precision by pycocotools, the mean over the classes, 
 Evaluating reads and never writes: no range, no statistic, no mode changes.
 """
 from collections.abc import Iterator
-from contextlib import contextmanager
 from math import isnan
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from .graph import evaluating
 from .scenes import UNLABELLED, SceneDataset, Scenes
 from .torchvision_compat import import_torchvision
 
@@ -35,7 +35,7 @@ def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, prog
     import_torchvision()  # before torchmetrics, which imports it by itself and would not survive a broken one
     from torchmetrics.classification import MulticlassConfusionMatrix
     metric = MulticlassConfusionMatrix(len(dataset.classes), ignore_index=UNLABELLED, validate_args=False)
-    with _evaluating(model):
+    with evaluating(model):
         for part, output in outputs(model, scenes, dataset, progress):
             metric.update(read(model, output).cpu(), part.targets.long())
     counts = metric.compute().double()  # [true class, said class]
@@ -54,7 +54,7 @@ def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read
     from torchmetrics.detection import MeanAveragePrecision
     metric = MeanAveragePrecision(backend="pycocotools", class_metrics=True)
     metric.warn_on_many_detections = False
-    with _evaluating(model):
+    with evaluating(model):
         for part, output in outputs(model, scenes, dataset, progress):
             wanted = [{"boxes": target.boxes, "labels": target.labels} for target in part.targets]
             metric.update([{key: value.cpu() for key, value in image.items()} for image in read(model, output)], wanted)
@@ -64,14 +64,3 @@ def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read
     per_class = {dataset.classes[index]: 100 * value for index, value in zip(classes, each.tolist(), strict=True)
                  if value >= 0}  # -1: seen, but not there
     return {"mAP50": 100 * result["map_50"].item(), "mAP": 100 * result["map"].item(), "per_class": per_class}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
