@@ -5,13 +5,14 @@ another number, and named as that. Evaluating reads and never writes: no range, 
 """
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .graph import evaluating
 from .image_folder import ImageFolder, Preprocess
 from .layers import QuantLayer, quant_layers
 from .memory import keep_freed_memory
@@ -134,21 +135,19 @@ def _top5(model: nn.Module, images: Tensor) -> Tensor:
 def _ready(models: Iterable[nn.Module]) -> Iterator[None]:
     """Inside the block the networks are in eval mode and the weights of quantized layers are rounded once, not per batch."""
     models = list(models)
-    modes = {module: module.training for model in models for module in model.modules()}
     keep_freed_memory()
     layers = [layer for model in models for layer in quant_layers(model).values()]
     exact = [(layer.layer.weight, layer.weight_quantizer.enabled) for layer in layers]
-    try:
+    with ExitStack() as modes:
         for model in models:
-            model.eval()
-        for layer in layers:
-            _use_rounded(layer)
-        yield
-    finally:
-        for layer, (weight, enabled) in zip(layers, exact, strict=True):
-            layer.layer.weight, layer.weight_quantizer.enabled = weight, enabled
-        for module, training in modes.items():
-            module.training = training
+            modes.enter_context(evaluating(model))
+        try:
+            for layer in layers:
+                _use_rounded(layer)
+            yield
+        finally:
+            for layer, (weight, enabled) in zip(layers, exact, strict=True):
+                layer.layer.weight, layer.weight_quantizer.enabled = weight, enabled
 
 
 @torch.no_grad()
