@@ -1,9 +1,11 @@
 """Weight files: what was written comes back, and a failure leaves the old file and nothing else."""
+import os
+import stat
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors import SafetensorError
 
-from zsq_lab import weight_file
 from zsq_lab.weight_file import read_weights, write_weights
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).T, "b.c": torch.tensor([1, 2], dtype=torch.int8)}
@@ -15,6 +17,15 @@ def test_what_is_written_is_read(tmp_path):
     tensors, text = read_weights(path)
     assert text == {"facts": "{}"} and tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in TENSORS.items())
+
+
+def test_whoever_may_read_the_folder_may_read_the_file(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        write_weights(tmp_path / "file", TENSORS, {})
+    finally:
+        os.umask(umask)
+    assert os.name == "nt" or stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
 
 
 def test_no_text_is_empty_text(tmp_path):
@@ -33,10 +44,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "file"
     write_weights(path, TENSORS, {"facts": "old"})
 
-    def half_written(tensors, partial, text):
-        partial.write_bytes(b"half")
-        raise SafetensorError("no space left on device")
-    monkeypatch.setattr(weight_file, "save_file", half_written)
+    def half_written(partial, content):
+        with open(partial, "wb") as file:
+            file.write(content[:len(content) // 2])
+        raise OSError("no space left on device")
+    monkeypatch.setattr(Path, "write_bytes", half_written)
     with pytest.raises(OSError, match="file could not be written: no space left"):
         write_weights(path, TENSORS, {"facts": "new"})
     assert read_weights(path)[1] == {"facts": "old"} and list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,7 @@ Such a file holds numbers and no code, so that a foreign one may be opened.
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -24,10 +24,9 @@ def write_weights(path: Path, tensors: dict[str, Tensor], text: dict[str, str]) 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_suffix(".partial")
     try:
-        save_file(tensors, partial, text)
+        partial.write_bytes(save(tensors, text))  # not save_file: its files can be read by their owner alone
         partial.replace(path)
-    except SafetensorError as error:  # of a full disk, for instance
+    except OSError as error:  # of a full disk, for instance: it names no file
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
-        if partial.is_file():
-            partial.unlink()
+        partial.unlink(missing_ok=True)
