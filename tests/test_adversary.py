@@ -73,24 +73,25 @@ def test_the_generator_follows_the_gradient_of_its_loss(name, classes):
         players(classes)[0].sample(16, seeded())[0]).abs().mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("learned", [None, STAGES[:1]], ids=["at the stages", "elsewhere"])
 @pytest.mark.parametrize("rules", [PAPER, LAB], ids=["paper", "lab"])
-def test_the_student_minimises_its_own_loss(rules):
+def test_the_student_minimises_its_own_loss(rules, learned):
     """One iteration: the student's batch comes from the generator after its step, and the lab's half from before it."""
     generator, student, teacher = players(5)
     before, student_before, seen = copy.deepcopy(generator), copy.deepcopy(student), []
     play(generator, student, teacher, STAGES, rules=rules, iterations=1, learning_rate=1e-3, batch_size=16,
-         on_step=lambda _, numbers: seen.append(numbers))
-    random, measure = seeded(), FeatureDiscrepancy()
+         on_step=lambda _, numbers: seen.append(numbers), learned=learned)
+    random, measure, compared = seeded(), FeatureDiscrepancy(), learned or STAGES
     with torch.no_grad(), Features(student_before, STAGES) as own, Features(teacher, STAGES) as wanted:
         old = int(16 * rules.remembered)
-        for turns in ([(before, 16)], [(generator, 16 - old), (before, old)]):
+        for names, turns in ((STAGES, [(before, 16)]), (compared, [(generator, 16 - old), (before, old)])):
             made = torch.cat([player.sample(n, random)[0] for player, n in turns if n])
             logits, expected = student_before(made), teacher(made)
-            feature = measure(own.values, wanted.values)
+            feature = measure(*({n: features.values[n] for n in names} for features in (own, wanted)))
         if rules.paper_loss:
             loss = (logits - expected).abs().mean() + rules.feature_weight * feature
         else:
-            errors = [relative_error(own.values[n], wanted.values[n]) for n in STAGES]
+            errors = [relative_error(own.values[n], wanted.values[n]) for n in compared]
             loss = output_loss(logits, expected) + sum(errors) / len(errors)
     assert seen[0]["student"] == pytest.approx(loss.item(), rel=1e-4)
 

@@ -6,11 +6,12 @@ import torch
 from networks import IMAGE, TINY, Mobile, Residual, awaken, images
 from torch import nn
 
-from zsq_lab import adversary, image_start, synthetic, zscgan
-from zsq_lab.distill import knowledge_loss, thorough_loss
+from zsq_lab import adversary, distill, image_start, synthetic, zscgan
+from zsq_lab.distill import FineTuning, dense_layers, knowledge_loss, stage_layers, thorough_loss
 from zsq_lab.generators import ConditionalBatchNorm, Generator
+from zsq_lab.graph import trace
 from zsq_lab.health import Stopped
-from zsq_lab.job import Budget, Job
+from zsq_lab.job import BUDGETS, Budget, Job
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 from zsq_lab.resume import RunState
 
@@ -71,6 +72,26 @@ def test_which_generator_is_trained_and_played_with_by_which_rules(calls, recipe
     recipe(job())
     assert [(what, generator.classes, rules) for what, generator, rules in calls] == expected
     assert len({id(generator) for _, generator, _ in calls}) == 1, "the game goes on with the trained generator"
+
+
+@pytest.mark.parametrize("recipe, find", [(synthetic.zaq, dense_layers), (synthetic.zaq_paper, stage_layers),
+                                          (synthetic.zs_cgan, dense_layers), (synthetic.zs_cgan_paper, stage_layers)])
+def test_the_papers_student_is_compared_at_the_stages_and_the_labs_at_every_layer(monkeypatch, recipe, find):
+    compared = []
+
+    class Listening(FineTuning):
+        def __init__(self, student, teacher, stages, *options):
+            compared.append(stages)
+            super().__init__(student, teacher, stages, *options)
+    monkeypatch.setattr(distill, "FineTuning", Listening)
+    monkeypatch.setattr(adversary, "FineTuning", Listening)
+    recipe(work := job())
+    assert compared == [find(trace(work.teacher, IMAGE))]
+
+
+def test_every_layer_is_more_than_the_stages():
+    graph = trace(job().teacher, IMAGE)
+    assert set(stage_layers(graph)) < set(dense_layers(graph))
 
 
 def test_the_papers_weights_are_the_papers():
@@ -191,14 +212,20 @@ def test_a_network_without_blocks_is_told_which_recipe_to_take(recipe, shape):
         recipe(work)
 
 
-@pytest.mark.parametrize("bits, mixed", [(2, True), (3, False)])
-def test_best_pastes_patches_only_at_two_bits(monkeypatch, bits, mixed):
+@pytest.mark.parametrize("bits, steps, mixed", [(2, 1, True), (3, 1, False), (3, synthetic.PATCHED_STEPS - 1, False),
+                                                (3, synthetic.PATCHED_STEPS, True)])
+def test_best_pastes_patches_only_at_two_bits_and_in_long_runs(monkeypatch, bits, steps, mixed):
     wrapped = []
     monkeypatch.setattr(synthetic, "patched", lambda sampler: wrapped.append(sampler) or sampler)
-    work = job()
+    monkeypatch.setattr(synthetic, "finetune", lambda *_, **__: None)
+    work = job(budget=replace(TINY, finetune_iterations=steps))
     work.config = QuantConfig(bits, 8)
     synthetic.best(work)
     assert bool(wrapped) == mixed
+
+
+def test_of_the_named_budgets_the_long_one_is_such_a_run():
+    assert [name for name, named in BUDGETS.items() if named.finetune_iterations >= synthetic.PATCHED_STEPS] == ["long"]
 
 
 @pytest.mark.parametrize("bits, thorough", [(2, False), (3, True), (4, False)])

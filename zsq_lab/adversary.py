@@ -54,10 +54,11 @@ LAB = Rules(generator_rate=3e-4, bounded=True, statistics_weight=1.0, class_weig
 def play(generator: Generator, student: nn.Module, teacher: nn.Module, stages: list[str], *, rules: Rules = LAB,
          iterations: int, learning_rate: float, batch_size: int = 64, seed: int = 0,
          on_step: Callable[[int, dict[str, float]], None] | None = None, progress: bool = False,
-         run: RunState | None = None, task: Task = CLASSIFICATION) -> None:
+         run: RunState | None = None, task: Task = CLASSIFICATION, learned: list[str] | None = None) -> None:
     """`iterations` steps of the student, one of the generator before every `rules.student_steps` of them; in place.
 
-    stages: the layers whose inputs are compared (`distill.stage_layers`). learning_rate: the student's (Adam, cosine).
+    stages: the layers whose inputs are compared (`distill.stage_layers`). learned: those that the student's steps compare,
+    where they are others (`distill.dense_layers`). learning_rate: the student's (Adam, cosine).
     on_step(iteration, numbers) gets the last {"output", "feature", "relative", "activation"} of the generator's turn and
     the student's {"student"} loss. Raises `health.Stopped` for NaN, an exploding discrepancy or mode collapse.
     """
@@ -67,7 +68,7 @@ def play(generator: Generator, student: nn.Module, teacher: nn.Module, stages: l
     loss = _paper_loss(rules, features) if rules.paper_loss else partial(knowledge_loss, task=task)
     health, beginner = Health("the game"), copy.deepcopy(generator).eval()
     old = round(rules.remembered * batch_size)
-    with turn, FineTuning(student, teacher, stages, learning_rate, loss) as tuning:
+    with turn, FineTuning(student, teacher, learned or stages, learning_rate, loss) as tuning:
         numbers: dict[str, float] = {}
         if state := run.load("game"):
             tuning.restore(state["tuning"])

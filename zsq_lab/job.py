@@ -36,9 +36,9 @@ class Budget:
     joint_iterations: int = 0
 
 
-# 1, 6 and 60 minutes for ResNet-20 on two cores without AVX-512
+# 1, 6 and 25 minutes for ResNet-20 on two cores without AVX-512
 BUDGETS = {b.name: b for b in (Budget("quick", 128, 100, 150, 60), Budget("standard", 1024, 80, 600, 300),
-                               Budget("long", 5120, 125, 7000, 3000))}
+                               Budget("long", 2048, 100, 2400, 3000))}
 # For images of 128x128 pixels and more, where one costs what fifty small ones do; batches that fit into 8 GiB. Passes forwards
 # and backwards through EfficientNet-Lite0 on one core: nine images a second; a step of all blocks together takes 3.2 seconds.
 LARGE_BUDGETS = {b.name: b for b in (Budget("quick", 64, 15, 40, 60, 16, 16, 20),

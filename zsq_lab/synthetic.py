@@ -25,6 +25,7 @@ from .reconstruct import reconstruct
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
+PATCHED_STEPS = 2000  # or more: any student learns them by heart in the end
 THOROUGH_BITS = 3  # where `thorough_loss` taught more than `knowledge_loss`; with four bits it did not
 
 
@@ -40,8 +41,8 @@ def distilled(job: Job) -> None:
 
 def best(job: Job) -> None:
     """Optimised images, equalized weights, then fine-tuning that compares at every layer, at three bits outputs twice
-    (`thorough_loss`), at two bits on images with patches of others; large images: roundings are learned block by block,
-    then all at once."""
+    (`thorough_loss`), at two bits and in long runs on images with patches of others; large images: roundings are learned
+    block by block, then all at once."""
     images = _optimised(job)
     equalize_where_it_serves(job, images)
     if job.large:
@@ -50,7 +51,8 @@ def best(job: Job) -> None:
         job.fit(images[:job.range_images])
         draw = pool_sampler(images, job.budget.batch_size)
         bits = min(job.config.weight_bits, job.config.activation_bits)
-        _finetune(job, patched(draw) if bits <= PATCHED_BITS else draw, dense_layers,
+        by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
+        _finetune(job, patched(draw) if by_heart else draw, dense_layers,
                   thorough_loss if bits == THOROUGH_BITS else knowledge_loss)
 
 
@@ -75,8 +77,8 @@ def gznq_finetuned(job: Job) -> None:
 
 
 def zs_cgan(job: Job) -> None:
-    """A conditional generator trained the lab's way, then fine-tuning on its endless samples."""
-    _finetune_from(job, _trained_generator(job, zscgan.LAB))
+    """A conditional generator trained the lab's way, then fine-tuning on its endless samples, compared at every layer."""
+    _finetune_from(job, _trained_generator(job, zscgan.LAB), dense_layers)
 
 
 def zs_cgan_paper(job: Job) -> None:
@@ -85,8 +87,9 @@ def zs_cgan_paper(job: Job) -> None:
 
 
 def zaq(job: Job) -> None:
-    """The adversarial game the lab's way: a warm conditional generator, bounded gains, statistics kept."""
-    _play(job, _trained_generator(job, zscgan.LAB), adversary.LAB)
+    """The adversarial game the lab's way: a warm conditional generator, bounded gains, statistics kept, and a student that
+    is compared at every layer."""
+    _play(job, _trained_generator(job, zscgan.LAB), adversary.LAB, dense_layers)
 
 
 def zaq_paper(job: Job) -> None:
@@ -156,13 +159,13 @@ def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
         job.notes["joint_iterations"] = job.budget.joint_iterations
 
 
-def _finetune_from(job: Job, generator: Generator) -> None:
+def _finetune_from(job: Job, generator: Generator, find=stage_layers) -> None:
     job.fit(_samples(generator, job))
 
     @torch.no_grad()
     def fresh(random: torch.Generator) -> Tensor:
         return generator.sample(job.budget.batch_size, random)[0]
-    _finetune(job, fresh)
+    _finetune(job, fresh, find)
 
 
 def _finetune(job: Job, sampler: Sampler, find=stage_layers, loss=knowledge_loss) -> None:
@@ -172,9 +175,10 @@ def _finetune(job: Job, sampler: Sampler, find=stage_layers, loss=knowledge_loss
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
 
 
-def _play(job: Job, generator: Generator, rules: adversary.Rules) -> None:
+def _play(job: Job, generator: Generator, rules: adversary.Rules, find=stage_layers) -> None:
     job.fit(_samples(generator, job))
     adversary.play(generator, job.student, job.teacher, job.compared(), rules=rules,
                    iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config),
-                   batch_size=job.budget.batch_size, seed=job.seed, progress=job.progress, run=job.run, task=job.task)
+                   batch_size=job.budget.batch_size, seed=job.seed, progress=job.progress, run=job.run, task=job.task,
+                   learned=job.compared(find))
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
