@@ -36,7 +36,7 @@ class Budget:
     joint_iterations: int = 0
 
 
-# 1, 6 and 25 minutes for ResNet-20 on two cores without AVX-512
+# 1, 6 and 30 minutes for ResNet-20 on two cores without AVX-512
 BUDGETS = {b.name: b for b in (Budget("quick", 128, 100, 150, 60), Budget("standard", 1024, 80, 600, 300),
                                Budget("long", 2048, 100, 2400, 3000))}
 # For images of 128x128 pixels and more, where one costs what fifty small ones do; batches that fit into 8 GiB. Passes forwards
