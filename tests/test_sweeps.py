@@ -1,6 +1,7 @@
 """Sweeps: nothing is measured twice, nothing that goes wrong costs more than its own item, folders are shared."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,12 +318,16 @@ def test_the_package_offers_the_sweep():
 
 
 def test_ten_thousand_items_cost_seconds_and_little_memory(tmp_path, stand_in):
-    tracemalloc.start()  # makes everything slow: a tenth is enough
-    try:
-        sweep(items(1000), tmp_path, progress=False)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for folder in (tmp_path / "first", tmp_path):  # the first may load modules, and other tests' threads allocate too
+        tracemalloc.start()  # makes everything slow: a tenth is enough
+        try:
+            sweep(items(1000), folder, progress=False)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    shutil.rmtree(tmp_path / "first")
+    peak = min(peaks)
     assert peak < 8e6, "2.5 kB for each item, most of them the table's"
     began = time.process_time()
     outcome = sweep(items(10_000), tmp_path, progress=False)

@@ -2,6 +2,7 @@
 
 Such a file holds numbers and no code, so that a foreign one may be opened.
 """
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -29,4 +30,5 @@ def write_weights(path: Path, tensors: dict[str, Tensor], text: dict[str, str]) 
     except OSError as error:  # of a full disk, for instance: it names no file
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written may not be there to remove either
+            partial.unlink(missing_ok=True)
