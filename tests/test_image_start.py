@@ -31,6 +31,7 @@ def test_the_first_batchnorm_knows_contrast_and_colours(contrast, correlation):
     assert same_state(kept, taught.state_dict())
     settings = suited(taught, (3, 16, 16))
     assert settings["amplitude"] == contrast and settings["learning_rate"] == pytest.approx(RATE * contrast)
+    assert suited(taught, (3, 16, 16), pixel_range=(-2.0, 2.0)) == settings | {"pixel_range": (-2.0, 2.0)}
 
 
 def test_large_images_are_asked_for_with_smoother_noise_and_begin_paler():

@@ -307,6 +307,7 @@ def test_synthesize():
     assert made.shape == (10, *IMAGE) and made.is_contiguous() and made.isfinite().all()
     assert torch.equal(made, synthesize(model, 10, image_shape=IMAGE, budget=TINY, seed=0))
     assert not torch.equal(made, synthesize(model, 10, image_shape=IMAGE, budget=TINY, seed=1))
+    assert made.abs().max() > 1 >= synthesize(model, 10, image_shape=IMAGE, budget=TINY, pixel_range=(-1.0, 1.0)).abs().max()
     assert same_state(before, model.state_dict()) and model.training
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -335,7 +336,8 @@ def test_a_folder_for_resuming_changes_no_bit_and_keeps_no_state_of_the_run(reci
 @pytest.mark.parametrize("change, same", [
     ({"progress": True}, True), ({"budget": TINY}, True), ({"seed": 1}, False), ({"weight_bits": 5}, False),
     ({"activation_bits": 5}, False), ({"edge_bits": 8}, False), ({"convention": "literature"}, False),
-    ({"budget": replace(TINY, finetune_iterations=4)}, False), ({"stages": ["conv_a"]}, False)], ids=str)
+    ({"budget": replace(TINY, finetune_iterations=4)}, False), ({"stages": ["conv_a"]}, False),
+    ({"pixel_range": (-2.0, 2.0)}, False)], ids=str)
 def test_only_the_same_call_finds_a_runs_state(change, same, tmp_path, monkeypatch):
     """The folder that a run would keep its state in, by the options of quantize."""
     folders = []

@@ -11,7 +11,7 @@ from torch import nn
 
 from .blocks import block_inputs
 from .bn_stats import BatchNormStatistics, batch_statistics, layer_distance, require_statistics, stored_statistics
-from .images import colour
+from .images import PixelRange, colour
 from .memory import is_large
 from .tasks import CLASSIFICATION, Task
 
@@ -49,12 +49,17 @@ def natural_noise(teacher: nn.Module, image_shape: tuple[int, ...], *, seed: int
     return min(distances, key=distances.get)
 
 
-def suited(teacher: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION, *, seed: int = 0) -> dict[str, float]:
-    """The settings of `images.optimise_images` that suit a network, its task and the size of its images."""
+def suited(teacher: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION, *, seed: int = 0,
+           pixel_range: PixelRange | None = None) -> dict:
+    """The settings of `images.optimise_images` that suit a network, its task and the size of its images.
+
+    pixel_range: (black, white) where that is known, one of the settings then.
+    """
+    known = {} if pixel_range is None else {"pixel_range": pixel_range}
     if task is not CLASSIFICATION or not is_large(image_shape):
         amplitude, correlation = natural_noise(teacher, image_shape, seed=seed)
-        return {"amplitude": amplitude, "learning_rate": RATE * amplitude, "correlation": correlation}
+        return {"amplitude": amplitude, "learning_rate": RATE * amplitude, "correlation": correlation} | known
     amplitude, correlation = natural_noise(teacher, image_shape, seed=seed, slope=LARGE_SLOPE)
     amplitude *= LARGE_CONTRAST
     return {"amplitude": amplitude, "learning_rate": LARGE_RATE * amplitude, "correlation": correlation,
-            "class_weight": LARGE_CLASS_WEIGHT}
+            "class_weight": LARGE_CLASS_WEIGHT} | known

@@ -2,7 +2,8 @@
 2020), with a class loss so that each image also is something to the network (as in DeepInversion and GZNQ).
 
 The model is fixed and the image is the parameter, in a basis where its frequencies weigh as in natural images: steps
-then paint patches before grain. Notebook 03 builds this loop and looks at it while it runs.
+then paint patches before grain. Where it is known what black and white are to the network, pixels stay between them.
+Notebook 03 builds this loop and looks at it while it runs.
 """
 from collections.abc import Callable
 from math import cos, pi
@@ -16,7 +17,9 @@ from .precision import economical
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
+PixelRange = tuple[float | tuple[float, ...], float | tuple[float, ...]]  # of all channels, or one number for each
 BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
+INSIDE = 0.98  # of the half range: where pixels that are to move on may begin at most, tanh being flat at its ends
 SHIFT = 2  # pixels by which the whole batch moves at random before each look; of large images a 16th of the side
 
 
@@ -31,7 +34,7 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0,
-                    labels: Tensor | None = None, begin: Tensor | None = None, seed: int = 0,
+                    pixel_range: PixelRange | None = None, labels: Tensor | None = None, begin: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False, run: RunState | None = None, phase: str = "images",
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
@@ -39,8 +42,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. correlation: as `colour` takes it. begin: images [n, *image_shape] to go on from instead of
-    noise. phase: the name that this work's state has in `run`.
+    normalised to deviation 1. correlation: as `colour` takes it. pixel_range: as `in_range` takes it. begin: images
+    [n, *image_shape] to go on from instead of noise. phase: the name that this work's state has in `run`.
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
@@ -57,12 +60,15 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     bar = tqdm(total=iterations * len(batches), initial=iterations * len(made) + first, desc=phase,
                disable=not progress, leave=False)
+    def pixels(base: Tensor | float, white: Tensor) -> Tensor:
+        return in_range(base + colour(white, correlation), pixel_range)
+
     with BatchNormStatistics(teacher) as statistics, bar, economical(teacher, image_shape, min(n, batch_size)):
         for batch in batches[len(made):]:
             if begin is None:
                 white, base = amplitude * torch.randn(len(batch), *image_shape, generator=generator).to(device), 0.0
             else:
-                base = begin[batch.start:batch.stop].to(device)
+                base = out_of_range(begin[batch.start:batch.stop].to(device), pixel_range)
                 white = torch.zeros_like(base)
             white.requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
@@ -73,7 +79,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 generator.set_state(state["generator"])
             for iteration in range(first, iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                output = teacher(_jitter(base + colour(white, correlation), generator))
+                output = teacher(_jitter(pixels(base, white), generator))
                 distance = statistics.loss()
                 class_loss = task.label_loss(output, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
@@ -88,8 +94,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                                          "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
                     losses = {"statistics": distance.item(), "class": class_loss.item()}
-                    on_step(iteration, base + colour(white.detach(), correlation), losses)
-            made.append(base + colour(white.detach(), correlation))
+                    on_step(iteration, pixels(base, white.detach()), losses)
+            made.append(pixels(base, white.detach()))
             first = 0
     run.save(phase, lambda: {"made": made, "iteration": 0}, now=True)
     return torch.cat(made), labels
@@ -112,6 +118,41 @@ def colour(white: Tensor, correlation: float = 0.0, slope: float = 1.0) -> Tenso
     amplitude = (amplitude / amplitude.square().mean().sqrt())[..., : spatial[-1] // 2 + 1]
     images = _alike(torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) * amplitude, s=spatial, dim=dims), correlation)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def in_range(values: Tensor, pixel_range: PixelRange | None) -> Tensor:
+    """Any numbers [N, C, *spatial] to pixels between the ends, m + h tanh((values - m) / h); unchanged where it is None.
+
+    m, h: middle and half width of pixel_range = (black, white), what the darkest and the brightest pixel are to the network,
+    each one number or one for each channel. Without ends the optimiser makes pixels much darker than black, which serves
+    mean and deviation of a channel, and which no photograph has.
+    """
+    if pixel_range is None:
+        return values
+    middle, half = _ends(pixel_range, values)
+    return middle + half * torch.tanh((values - middle) / half)
+
+
+def out_of_range(pixels: Tensor, pixel_range: PixelRange | None) -> Tensor:
+    """The numbers that `in_range` makes these pixels of; those near or beyond the ends count as INSIDE of the half range."""
+    if pixel_range is None:
+        return pixels
+    middle, half = _ends(pixel_range, pixels)
+    return middle + half * torch.atanh(((pixels - middle) / half).clamp(-INSIDE, INSIDE))
+
+
+def _ends(pixel_range: PixelRange, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle and half width, broadcastable to [N, C, *spatial]. Raises ValueError for a range that is none."""
+    try:
+        low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 2))
+                     for end in pixel_range)
+        sound = {len(low), len(high)} <= {1, like.shape[1]} and bool((low < high).all())
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(f"pixel_range is {pixel_range!r}, expected (black, white), what the darkest and the brightest pixel are "
+                         f"to the network, each one number or one for each of {like.shape[1]} channels, black below white")
+    return (low + high) / 2, (high - low) / 2
 
 
 def _alike(images: Tensor, correlation: float) -> Tensor:

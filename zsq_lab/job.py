@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .code_version import files_version
 from .distill import Sampler, stage_layers
 from .graph import Graph, trace
+from .images import PixelRange
 from .layers import QuantConfig, quant_layers
 from .memory import is_large
 from .ranges import fit_input_ranges, fit_weight_ranges
@@ -68,6 +69,7 @@ class Job:
     run: RunState = field(default_factory=RunState)
     stages: list[str] | None = None  # the layers whose inputs are compared; None: found in the model's structure
     task: Task = CLASSIFICATION
+    pixel_range: PixelRange | None = None  # what black and white are to the network, where that is known
     notes: dict = field(default_factory=dict)  # goes into the report
     reused: list[RunState] = field(default_factory=list)
 

@@ -98,13 +98,17 @@ def zaq_paper(job: Job) -> None:
 
 
 def _optimised(job: Job, n: int | None = None) -> Tensor:
-    n, settings = n or job.budget.images, suited(job.teacher, job.image_shape, job.task, seed=job.seed)
+    n, settings = n or job.budget.images, _suited(job)
     run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, settings)
     images, _ = make_images(job.teacher, n, job.image_shape, iterations=job.budget.image_iterations,
                             batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run, task=job.task,
                             settings=settings)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
+
+
+def _suited(job: Job) -> dict:
+    return suited(job.teacher, job.image_shape, job.task, seed=job.seed, pixel_range=job.pixel_range)
 
 
 def _prior(job: Job) -> Tensor:
