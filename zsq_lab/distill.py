@@ -79,7 +79,7 @@ def thorough_loss(student_output, teacher_output, student_features: dict, teache
 
     A network is surer of images that were made for it than of photographs. The Kullback-Leibler divergence of answers
     that are almost certain has little left to say; the logits behind them, and the features, still differ.
-    It served at three bits (`data/results/cifar10.md`).
+    It served at two and three bits (`data/results/cifar10.md`).
     """
     pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
     outputs = [relative_error(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]

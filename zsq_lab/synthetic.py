@@ -26,7 +26,7 @@ SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more 
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
 PATCHED_STEPS = 2000  # or more: any student learns them by heart in the end
-THOROUGH_BITS = 3  # where `thorough_loss` taught more than `knowledge_loss`; with four bits it did not
+THOROUGH_BITS = 3  # or fewer: there `thorough_loss` taught more than `knowledge_loss`; with four bits it did not
 
 
 def zeroq(job: Job) -> None:
@@ -40,8 +40,8 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer, at three bits outputs twice
-    (`thorough_loss`), at two bits and in long runs on images with patches of others; large images: roundings are learned
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer, up to three bits outputs
+    twice (`thorough_loss`), at two bits and in long runs on images with patches of others; large images: roundings are learned
     block by block, then all at once."""
     images = _optimised(job)
     equalize_where_it_serves(job, images)
@@ -53,7 +53,7 @@ def best(job: Job) -> None:
         bits = min(job.config.weight_bits, job.config.activation_bits)
         by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
         _finetune(job, patched(draw) if by_heart else draw, dense_layers,
-                  thorough_loss if bits == THOROUGH_BITS else knowledge_loss)
+                  thorough_loss if bits <= THOROUGH_BITS else knowledge_loss)
 
 
 def reconstructed(job: Job) -> None:
