@@ -228,14 +228,15 @@ def test_of_the_named_budgets_the_long_one_is_such_a_run():
     assert [name for name, named in BUDGETS.items() if named.finetune_iterations >= synthetic.PATCHED_STEPS] == ["long"]
 
 
-@pytest.mark.parametrize("bits, thorough", [(2, True), (3, True), (4, False)])
-def test_best_compares_outputs_twice_only_up_to_three_bits(monkeypatch, bits, thorough):
+@pytest.mark.parametrize("bits, expected", [(2, (thorough_loss, {"features": 30.0})), (3, (thorough_loss, {"features": 3.0})),
+                                            (4, (knowledge_loss, {}))])
+def test_best_compares_outputs_twice_only_up_to_three_bits(monkeypatch, bits, expected):
     losses = []
-    monkeypatch.setattr(synthetic, "finetune", lambda *_, loss, **__: losses.append(loss.func))
+    monkeypatch.setattr(synthetic, "finetune", lambda *_, loss, **__: losses.append(loss))
     work = job()
     work.config = QuantConfig(8, bits)
     synthetic.best(work)
-    assert losses == [thorough_loss if thorough else knowledge_loss]
+    assert [(loss.func, loss.keywords) for loss in losses] == [(expected[0], {"task": work.task} | expected[1])]
 
 
 def test_kept_images_are_not_taken_for_those_of_other_settings(monkeypatch, tmp_path):

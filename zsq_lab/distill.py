@@ -20,7 +20,6 @@ from .resume import RunState
 from .tasks import CLASSIFICATION, Task, output_loss, relative_error  # noqa: F401  (notebooks take both from here)
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
-FEATURES = 3.0  # what the features weigh in `thorough_loss`
 Sampler = Callable[[torch.Generator], Tensor]  # draws one batch of images
 
 
@@ -74,17 +73,18 @@ def knowledge_loss(student_output, teacher_output, student_features: dict, teach
 
 
 def thorough_loss(student_output, teacher_output, student_features: dict, teacher_features: dict,
-                  task: Task = CLASSIFICATION) -> Tensor:
-    """`knowledge_loss` whose features weigh FEATURES times as much, plus the `relative_error` of the outputs themselves.
+                  task: Task = CLASSIFICATION, features: float = 3.0) -> Tensor:
+    """`knowledge_loss` whose features weigh `features` times as much, plus the `relative_error` of the outputs themselves.
 
     A network is surer of images that were made for it than of photographs. The Kullback-Leibler divergence of answers
     that are almost certain has little left to say; the logits behind them, and the features, still differ.
-    It served at two and three bits (`data/results/cifar10.md`).
+    The fewer the bits, the more of the outputs' error arises on the way, and the more features may weigh
+    (`data/results/cifar10.md`).
     """
     pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
     outputs = [relative_error(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]
     return (task.output_loss(student_output, teacher_output) + torch.stack(outputs).sum()
-            + FEATURES * _feature_error(student_features, teacher_features))
+            + features * _feature_error(student_features, teacher_features))
 
 
 def _feature_error(student_features: dict, teacher_features: dict) -> Tensor:

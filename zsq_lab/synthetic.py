@@ -26,7 +26,7 @@ SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more 
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
 PATCHED_STEPS = 2000  # or more: any student learns them by heart in the end
-THOROUGH_BITS = 3  # or fewer: there `thorough_loss` taught more than `knowledge_loss`; with four bits it did not
+THOROUGH = {2: 30.0, 3: 3.0}  # what features weigh in `thorough_loss`, by bits; with four it taught no more than `knowledge_loss`
 
 
 def zeroq(job: Job) -> None:
@@ -52,8 +52,8 @@ def best(job: Job) -> None:
         draw = pool_sampler(images, job.budget.batch_size)
         bits = min(job.config.weight_bits, job.config.activation_bits)
         by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
-        _finetune(job, patched(draw) if by_heart else draw, dense_layers,
-                  thorough_loss if bits <= THOROUGH_BITS else knowledge_loss)
+        loss = partial(thorough_loss, features=THOROUGH[bits]) if bits in THOROUGH else knowledge_loss
+        _finetune(job, patched(draw) if by_heart else draw, dense_layers, loss)
 
 
 def reconstructed(job: Job) -> None:
