@@ -34,8 +34,7 @@ def student_and_teacher(config=QuantConfig(3, 3)):
 def test_the_unchanged_variant_is_the_recipe():
     row = ablation.measure("best", MODEL, QuantConfig(3, 3), budget="tiny", seed=1, n_test=200)
     dataset = find_dataset("embedded")
-    result = quantize(load_model(MODEL)[0], QuantConfig(3, 3), "best", image_shape=SHAPE, seed=1, budget=TINY,
-                      pixel_range=dataset.pixel_range)
+    result = quantize(load_model(MODEL)[0], QuantConfig(3, 3), "best", image_shape=SHAPE, seed=1, budget=TINY)
     assert row["accuracy"] == round(accuracy(result.model, dataset.test(), dataset, limit=200), 2)
     assert row["drop"] == pytest.approx(row["fp_accuracy"] - row["accuracy"], abs=0.011)
 

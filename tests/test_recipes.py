@@ -20,6 +20,7 @@ from networks import (
     layer_and_norm,
     same_state,
     snapshot,
+    teach,
 )
 from torch import Tensor, nn
 
@@ -307,10 +308,20 @@ def test_synthesize():
     assert made.shape == (10, *IMAGE) and made.is_contiguous() and made.isfinite().all()
     assert torch.equal(made, synthesize(model, 10, image_shape=IMAGE, budget=TINY, seed=0))
     assert not torch.equal(made, synthesize(model, 10, image_shape=IMAGE, budget=TINY, seed=1))
-    assert made.abs().max() > 1 >= synthesize(model, 10, image_shape=IMAGE, budget=TINY, pixel_range=(-1.0, 1.0)).abs().max()
     assert same_state(before, model.state_dict()) and model.training
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_large_images_keep_between_black_and_white():
+    model, shape = teach(awaken(Residual()), images(8, (3, 128, 128))), (3, 128, 128)
+    few = replace(TINY, images=4, image_batch=4, image_iterations=4)
+    free, held = (synthesize(model, 4, image_shape=shape, budget=few, pixel_range=ends) for ends in (None, (-0.3, 0.2)))
+    assert free.min() < -0.3 and free.max() > 0.2
+    assert held.min() >= -0.3 and held.max() <= 0.2
+    result = quantize(model, QuantConfig(8, 8), "zeroq", image_shape=shape, budget=few, pixel_range=(-0.3, 0.2))
+    top = quant_layers(result.model)["stem"].input_quantizer
+    assert (top.scale * (top.quant_max - top.zero_point)).item() <= 0.21, "the image's range is that of such images"
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, "4"])

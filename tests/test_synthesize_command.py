@@ -26,8 +26,6 @@ def test_an_array_file_has_images_and_their_normalisation(capsys, tmp_path):
     assert status == 0 and "4 images [3, 32, 32]" in out
     with np.load(file) as written:
         assert written["images"].shape == (4, 3, 32, 32) and written["mean"].shape == (3,)
-        pixels = written["images"] * written["std"].reshape(3, 1, 1) + written["mean"].reshape(3, 1, 1)
-        assert pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6, "between black and white"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images.npz"]  # nothing half-written left
 
 

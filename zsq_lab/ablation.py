@@ -71,7 +71,6 @@ VARIANTS = {
     "images never mirrored": Variant(mirrored=False),
     "patches of other images, as at two bits": Variant(patches=True),
     "images in colours each for itself": Variant(images={"correlation": 0.0}),
-    "images darker than black": Variant(images={"pixel_range": None}),
     "images of no class": Variant(images={"class_weight": 0.0}),
     "images of a class, statistics ignored": Variant(images={"statistics_weight": 0.0, "class_weight": 1.0}),
     "weights not equalized": Variant(equalized=False),
@@ -132,8 +131,7 @@ def _images(source: str, model: str, budget: Budget, seed: int, settings: tuple)
         return torch.randn(budget.images, *dataset.image_shape, generator=torch.Generator().manual_seed(seed))
     teacher, _ = convert(load_model(model)[0], QuantConfig(), dataset.image_shape)
     return make_images(teacher, budget.images, dataset.image_shape, iterations=budget.image_iterations,
-                       batch_size=budget.image_batch, seed=seed, progress=True,
-                       **{"pixel_range": dataset.pixel_range} | dict(settings))[0]
+                       batch_size=budget.image_batch, seed=seed, progress=True, **dict(settings))[0]
 
 
 @cache

@@ -136,8 +136,7 @@ def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None,
     from .lab import real_images
     dataset, model = find_dataset(name.split("/")[0]), load_model(name)[0]
     shape = dataset.image_shape
-    if synthetic is None:
-        synthetic = calibration_images(model, shape, seed, pixel_range=dataset.pixel_range, progress=True)
+    synthetic = calibration_images(model, shape, seed, progress=True) if synthetic is None else synthetic
     sets = {"noise": torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)), "synthetic": synthetic[:n],
             "real": real_images(dataset.train(), dataset, n, seed)}
     test, rows = dataset.test(), []

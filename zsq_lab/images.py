@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, require_statistics
+from .pixel_range import PixelRange, in_range, out_of_range
 from .precision import economical
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
-PixelRange = tuple[float | tuple[float, ...], float | tuple[float, ...]]  # of all channels, or one number for each
 BETAS = (0.5, 0.99)  # Adam's: a short memory, because the shifts make every gradient point a little elsewhere
-INSIDE = 0.98  # of the half range: where pixels that are to move on may begin at most, tanh being flat at its ends
 SHIFT = 2  # pixels by which the whole batch moves at random before each look; of large images a 16th of the side
 
 
@@ -34,7 +33,8 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0,
-                    pixel_range: PixelRange | None = None, labels: Tensor | None = None, begin: Tensor | None = None, seed: int = 0,
+                    pixel_range: PixelRange | None = None, labels: Tensor | None = None, begin: Tensor | None = None,
+                    seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False, run: RunState | None = None, phase: str = "images",
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
@@ -42,7 +42,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. correlation: as `colour` takes it. pixel_range: as `in_range` takes it. begin: images
+    normalised to deviation 1. correlation: as `colour` takes it. pixel_range: as `pixel_range.in_range` takes it. begin: images
     [n, *image_shape] to go on from instead of noise. phase: the name that this work's state has in `run`.
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
@@ -118,41 +118,6 @@ def colour(white: Tensor, correlation: float = 0.0, slope: float = 1.0) -> Tenso
     amplitude = (amplitude / amplitude.square().mean().sqrt())[..., : spatial[-1] // 2 + 1]
     images = _alike(torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) * amplitude, s=spatial, dim=dims), correlation)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-
-
-def in_range(values: Tensor, pixel_range: PixelRange | None) -> Tensor:
-    """Any numbers [N, C, *spatial] to pixels between the ends, m + h tanh((values - m) / h); unchanged where it is None.
-
-    m, h: middle and half width of pixel_range = (black, white), what the darkest and the brightest pixel are to the network,
-    each one number or one for each channel. Without ends the optimiser makes pixels much darker than black, which serves
-    mean and deviation of a channel, and which no photograph has.
-    """
-    if pixel_range is None:
-        return values
-    middle, half = _ends(pixel_range, values)
-    return middle + half * torch.tanh((values - middle) / half)
-
-
-def out_of_range(pixels: Tensor, pixel_range: PixelRange | None) -> Tensor:
-    """The numbers that `in_range` makes these pixels of; those near or beyond the ends count as INSIDE of the half range."""
-    if pixel_range is None:
-        return pixels
-    middle, half = _ends(pixel_range, pixels)
-    return middle + half * torch.atanh(((pixels - middle) / half).clamp(-INSIDE, INSIDE))
-
-
-def _ends(pixel_range: PixelRange, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Middle and half width, broadcastable to [N, C, *spatial]. Raises ValueError for a range that is none."""
-    try:
-        low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 2))
-                     for end in pixel_range)
-        sound = {len(low), len(high)} <= {1, like.shape[1]} and bool((low < high).all())
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(f"pixel_range is {pixel_range!r}, expected (black, white), what the darkest and the brightest pixel are "
-                         f"to the network, each one number or one for each of {like.shape[1]} channels, black below white")
-    return (low + high) / 2, (high - low) / 2
 
 
 def _alike(images: Tensor, correlation: float) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from .code_version import files_version
 from .distill import Sampler, stage_layers
 from .graph import Graph, trace
-from .images import PixelRange
 from .layers import QuantConfig, quant_layers
 from .memory import is_large
+from .pixel_range import PixelRange
 from .ranges import fit_input_ranges, fit_weight_ranges
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from .code_version import files_version
 from .image_maker import make_images
 from .image_start import suited
-from .images import PixelRange
 from .job import MAKERS, fingerprint, named_budget
 from .layers import QuantConfig, convert, quant_layers, quantization_off
+from .pixel_range import PixelRange
 from .quantizer import dequantize, integer_range, qparams_from_range, quantize
 from .ranges import search_ranges
 from .resume import RunState

@@ -46,8 +46,7 @@ def run(args) -> None:
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
     result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
                       budget=args.budget, images=images, progress=True, resume=cache_folder() / "runs",
-                      stages=args.stages, size_budget=args.size_budget, task=task_of(name),
-                      pixel_range=dataset.pixel_range)
+                      stages=args.stages, size_budget=args.size_budget, task=task_of(name))
     test, task = dataset.test(), task_of(name)
     measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
     before, after = (values[task.metric] for values in measured)

@@ -16,11 +16,11 @@ from . import post_training, synthetic
 from .code_version import code_version
 from .image_maker import make_images
 from .image_start import suited
-from .images import PixelRange
 from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget, pool_sampler  # noqa: F401  (for notebooks)
 from .layers import QuantConfig, check_model, convert, quant_layers
 from .memory import is_large, keep_freed_memory
 from .mixed_precision import assign_bits
+from .pixel_range import PixelRange
 from .resume import RunState
 from .tasks import CLASSIFICATION, TASKS, Task
 
@@ -83,7 +83,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     its sensitivity (`mixed_precision`), and config.weight_bits is not used.
     task: "classification", "segmentation", "detection" or a `tasks.Task`: what the model's outputs mean.
     pixel_range: (black, white), the least and the greatest value that a pixel has once it is normalised as the model takes it,
-    each one number or one for each channel, ((0 - mean) / std, (1 - mean) / std); optimised images then keep to it.
+    each one number or one for each channel, ((0 - mean) / std, (1 - mean) / std); large images that are made keep to it.
     Raises ValueError for a model, recipe, budget or image set that does not fit, naming what to change.
     """
     config = config or QuantConfig()
@@ -135,7 +135,8 @@ def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], 
     """n images [n, *image_shape], in the scale that the model takes, made from its BatchNorm statistics alone.
 
     What a real toolkit wants as calibration data. resume: a folder for the state, as `quantize` takes it; the images stay
-    there and serve the recipes that would make the same ones. pixel_range: as `quantize` takes it. Raises ValueError for a model without BatchNorm statistics.
+    there and serve the recipes that would make the same ones. pixel_range: as `quantize` takes it. Raises ValueError for a
+    model without BatchNorm statistics.
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}")

@@ -156,8 +156,7 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     try:
         torch.set_num_threads(threads or before)
         result = quantize(network, config, item.recipe, image_shape=dataset.image_shape, seed=item.seed,
-                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget, task=task,
-                          pixel_range=dataset.pixel_range)
+                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget, task=task)
         full = full_accuracy(item.model, item.n_test)
         measured = task.measure(result.model, test, dataset, item.n_test)[task.metric]
     finally:
