@@ -44,8 +44,7 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     made_by = files_version(MAKERS["images"])
     run = RunState(cache_folder() / "runs" / f"gallery_{fingerprint(teacher, made_by, iterations, list(labels))}")
     images, _ = make_images(teacher, len(labels), preprocess.image_shape, iterations=iterations, batch_size=len(labels),
-                            class_weight=CLASS_WEIGHT, labels=torch.tensor(labels), seed=SEED, progress=progress, run=run,
-                            pixel_range=preprocess.pixel_range)
+                            class_weight=CLASS_WEIGHT, labels=torch.tensor(labels), seed=SEED, progress=progress, run=run)
     pixels = (denormalise(images, preprocess) * 255).round().byte()
     side, rows = preprocess.crop, -(-len(labels) // COLUMNS)
     sheet = np.zeros((rows * side, COLUMNS * side, 3), np.uint8)
