@@ -9,11 +9,13 @@ from zsq_lab.distill import (
     Features,
     FineTuning,
     dense_layers,
+    feature_error,
     finetune,
     knowledge_loss,
     output_loss,
     relative_error,
     stage_layers,
+    suited_loss,
     thorough_loss,
 )
 from zsq_lab.graph import trace
@@ -234,6 +236,23 @@ def test_divergence_is_named_and_leaves_nothing_learnable():
                                       "or use more bits or another recipe; the input model is unchanged"):
         finetune(student, teacher, draw, stages, iterations=5, learning_rate=1e30)
     assert not any(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("begun, features", [(0.0, None), (0.19, None), (0.2, 3.0), (0.33, 30.0), (9.0, 30.0)])
+def test_the_farther_a_student_starts_the_more_its_features_weigh(begun, features):
+    loss = suited_loss(begun)
+    assert loss is knowledge_loss if features is None else (loss.func, loss.keywords) == (thorough_loss, {"features": features})
+
+
+def test_feature_error_is_the_mean_relative_error_and_leaves_no_hook():
+    teacher, student, stages = pair()
+    x = draw(torch.Generator().manual_seed(0))
+    with torch.no_grad(), Features(student, stages) as own, Features(teacher, stages) as wanted:
+        student(x), teacher(x)
+        errors = [((own.values[n] - wanted.values[n]) ** 2).sum() / (wanted.values[n] ** 2).sum() for n in stages]
+    assert feature_error(student, teacher, x, stages) == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+    assert feature_error(teacher, teacher, x, stages) == 0
+    assert not any(m._forward_pre_hooks for m in [*student.modules(), *teacher.modules()])
 
 
 def test_thorough_loss_worked_by_hand():

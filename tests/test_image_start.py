@@ -31,7 +31,6 @@ def test_the_first_batchnorm_knows_contrast_and_colours(contrast, correlation):
     assert same_state(kept, taught.state_dict())
     settings = suited(taught, (3, 16, 16))
     assert settings["amplitude"] == contrast and settings["learning_rate"] == pytest.approx(RATE * contrast)
-    assert suited(taught, (3, 16, 16), pixel_range=(-2.0, 2.0)) == settings, "small images gain nothing from it"
 
 
 def test_large_images_are_asked_for_with_smoother_noise_and_begin_paler():
@@ -41,7 +40,6 @@ def test_large_images_are_asked_for_with_smoother_noise_and_begin_paler():
     assert settings["amplitude"] == LARGE_CONTRAST * 0.5 and settings["class_weight"] == LARGE_CLASS_WEIGHT
     assert settings["learning_rate"] == pytest.approx(LARGE_RATE * settings["amplitude"])
     assert settings["correlation"] == 0.85 != natural_noise(taught, shape)[1], "other noise would name other colours"
-    assert suited(taught, shape, pixel_range=(-1.0, 1.0)) == settings | {"pixel_range": (-1.0, 1.0)}
 
 
 def test_a_network_of_photographs_wants_channels_alike():

@@ -8,7 +8,6 @@ from torch import nn
 from zsq_lab.bn_stats import BatchNormStatistics
 from zsq_lab.images import colour, count_classes, optimise_images
 from zsq_lab.layers import QuantConfig, convert
-from zsq_lab.pixel_range import INSIDE
 from zsq_lab.resume import RunState
 
 
@@ -158,22 +157,3 @@ def test_images_go_on_from_those_that_are_given(teacher):
     made, _ = optimise_images(teacher, 6, IMAGE, iterations=20, batch_size=4, begin=begun)
     assert torch.corrcoef(torch.stack([made.flatten(), begun.flatten()]))[0, 1] > 0.5
     assert distance(teacher, made) < distance(teacher, begun)
-
-
-@pytest.mark.parametrize("wrong", [(1.0, 1.0), (2.0, -2.0), (0.0,), ((0.0, 0.0), 1.0), ("black", "white"), 3.0])
-def test_a_pixel_range_that_is_none_is_named(teacher, wrong):
-    with pytest.raises(ValueError, match=r"pixel_range is .*, expected \(black, white\)"):
-        optimise_images(teacher, 2, IMAGE, iterations=1, pixel_range=wrong)
-
-
-def test_images_keep_to_the_range_and_still_come_nearer(teacher):
-    looks = []
-    free, _ = optimise_images(teacher, 16, IMAGE, iterations=40)
-    made, _ = optimise_images(teacher, 16, IMAGE, iterations=40, pixel_range=(-1.5, 2.5),
-                              on_step=lambda _, x, __: looks.append(x))
-    assert free.min() < -1.5 and free.max() > 2.5
-    for x in (made, *looks):
-        assert x.min() >= -1.5 and x.max() <= 2.5
-    assert distance(teacher, made) < 0.5 * distance(teacher, looks[0])
-    begun, _ = optimise_images(teacher, 16, IMAGE, iterations=0, pixel_range=(-1.5, 2.5), begin=made)
-    assert torch.allclose(begun, made.clamp(0.5 - 2 * INSIDE, 0.5 + 2 * INSIDE), atol=1e-4)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import zsq_lab
 from zsq_lab import adversary, bn_stats, boxes, discrepancy, distill, equalize, folding, generators, gznq, graph, health
 from zsq_lab import images as images_module
-from zsq_lab import packing, pixel_range, quantizer, ranges, recipes, rounding, tasks, zscgan
+from zsq_lab import packing, quantizer, ranges, recipes, rounding, tasks, zscgan
 from zsq_lab.generators import NOISE_SIZE, Generator
 from zsq_lab.layers import QuantConfig, convert
 
@@ -118,7 +118,6 @@ ROWS = images(4, (300,)) ** 3
 # name -> (the module's own, ways to use it whose results are compared)
 PROBES: dict[str, tuple[Callable, list[Callable]]] = {
     "packed_bytes": (packing.packed_bytes, [lambda f, n=n, b=b: f(n, b) for n in (1, 8, 1001) for b in (2, 3, 4, 8)]),
-    "in_range": (pixel_range.in_range, [lambda f: f(9 * images(2, IMAGE), ((-1.0, -2.0, 0.0), (3.0, 0.5, 1.0)))]),
     "integer_range": (quantizer.integer_range, [
         lambda f, b=b, s=s: f(b, symmetric=s) for b in (1, 2, 3, 8, 16, 17) for s in (True, False)]),
     "qparams_from_range": (quantizer.qparams_from_range, [

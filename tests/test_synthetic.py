@@ -228,15 +228,28 @@ def test_of_the_named_budgets_the_long_one_is_such_a_run():
     assert [name for name, named in BUDGETS.items() if named.finetune_iterations >= synthetic.PATCHED_STEPS] == ["long"]
 
 
-@pytest.mark.parametrize("bits, expected", [(2, (thorough_loss, {"features": 30.0})), (3, (thorough_loss, {"features": 3.0})),
-                                            (4, (knowledge_loss, {}))])
-def test_best_compares_outputs_twice_only_up_to_three_bits(monkeypatch, bits, expected):
-    losses = []
+@pytest.mark.parametrize("begun, expected", [(0.1, (knowledge_loss, {})), (0.2, (thorough_loss, {"features": 3.0})),
+                                             (0.32, (thorough_loss, {"features": 3.0})), (0.5, (thorough_loss, {"features": 30.0}))])
+def test_best_compares_outputs_twice_where_the_student_starts_far_away(monkeypatch, begun, expected):
+    losses, looks = [], []
     monkeypatch.setattr(synthetic, "finetune", lambda *_, loss, **__: losses.append(loss))
+    monkeypatch.setattr(synthetic, "feature_error", lambda *args: looks.append(args) or begun)
     work = job()
-    work.config = QuantConfig(8, bits)
     synthetic.best(work)
     assert [(loss.func, loss.keywords) for loss in losses] == [(expected[0], {"task": work.task} | expected[1])]
+    (student, teacher, _, layers), = looks
+    assert student is work.student and teacher is work.teacher and layers == work.compared(dense_layers)
+    assert work.notes["feature_error"] == begun
+
+
+def test_with_fewer_bits_the_student_starts_farther_away():
+    begun = {}
+    for bits in (8, 4, 2):
+        teacher, student = convert(awaken(Residual()), QuantConfig(bits, bits), IMAGE)
+        work = Job(teacher, student, QuantConfig(bits, bits), IMAGE, replace(TINY, images=16, image_batch=16), 0)
+        synthetic.best(work)
+        begun[bits] = work.notes["feature_error"]
+    assert 10 * begun[8] < begun[4] < 0.5 * begun[2], begun
 
 
 def test_kept_images_are_not_taken_for_those_of_other_settings(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ from .arguments import Parser, WrongArgument, bit_width, positive, writable
 from .arguments import seed as seed_number
 from .checkpoints import load_model
 from .data import find_dataset
-from .distill import FineTuning, dense_layers, knowledge_loss, stage_layers, thorough_loss
+from .distill import FineTuning, dense_layers, feature_error, knowledge_loss, stage_layers, suited_loss
 from .equalize import equalize
 from .evaluate import accuracy
 from .graph import Graph, trace
@@ -43,7 +43,7 @@ class Variant:
     move, how it starts.
 
     images: settings of `optimise_images` that differ. source: "made", "noise" or "real". find: the layers that are
-    compared; outputs_only: none of them; thorough: by `thorough_loss`, not `knowledge_loss`. mirrored: half of each batch.
+    compared; outputs_only: none of them; thorough: by `suited_loss`, not always `knowledge_loss`. mirrored: half of each batch.
     patches: of other images, in half of it. frozen: "weights" or "scales" stay as they are. searched: ranges of least
     error, not of the extremes. equalized: weights as `equalize` leaves them, before all else.
     """
@@ -113,8 +113,10 @@ def learn(student: nn.Module, teacher: nn.Module, images: Tensor, variant: Varia
 
     draw = pool_sampler(images, budget.batch_size) if variant.mirrored else unmirrored
     draw = patched(draw) if variant.patches else draw
-    loss = of_outputs if variant.outputs_only else thorough_loss if variant.thorough else knowledge_loss
-    with FineTuning(student, teacher, variant.find(trace(teacher, shape)), rate, loss) as tuning:
+    graph = trace(teacher, shape)
+    begun = feature_error(student, teacher, images[:budget.batch_size], dense_layers(graph))
+    loss = of_outputs if variant.outputs_only else suited_loss(begun) if variant.thorough else knowledge_loss
+    with FineTuning(student, teacher, variant.find(graph), rate, loss) as tuning:
         tuning.rates = [0.0 if (group == 0) == (variant.frozen == "weights") and variant.frozen else own
                         for group, own in enumerate(tuning.rates)]  # the first group holds weights, all others scales
         for iteration in tqdm(range(iterations), "fine-tuning", leave=False):

@@ -108,12 +108,9 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: int = 0, *, pixel_range=None,
+def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: int = 0, *,
                        progress: bool = False) -> Tensor:
-    """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same ones.
-
-    pixel_range: as `recipes.quantize` takes it.
-    """
+    """The quick budget's synthetic images; kept in data/cache/runs and reused by the recipes that make the same ones."""
     from .data import cache_folder
     from .image_maker import make_images
     from .image_start import suited
@@ -125,7 +122,7 @@ def calibration_images(network: nn.Module, image_shape: tuple[int, ...], seed: i
     teacher, student = convert(network, QuantConfig(), image_shape)
     job = Job(teacher, student, QuantConfig(), image_shape, budget, seed,
               run=RunState(cache_folder() / "runs" / "export"))
-    settings = suited(teacher, image_shape, seed=seed, pixel_range=pixel_range)
+    settings = suited(teacher, image_shape, seed=seed)
     run = job.shared("images", budget.images, budget.image_iterations, budget.image_batch, settings)
     return make_images(teacher, budget.images, image_shape, iterations=budget.image_iterations,
                        batch_size=budget.image_batch, seed=seed, progress=progress, run=run, settings=settings)[0]

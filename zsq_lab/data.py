@@ -59,11 +59,6 @@ class Dataset:
             raise ValueError(f"normalise takes uint8 pixels (0..255), got {images.dtype}: is it normalised already?")
         return (images.float() / 255 - self._channels(self.mean, images)) / self._channels(self.std, images)
 
-    @property
-    def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(black, white): what `normalise` makes of the darkest and the brightest pixel, one number for each channel."""
-        return tuple(tuple((end - mean) / std for mean, std in zip(self.mean, self.std, strict=True)) for end in (0, 1))
-
     def denormalise(self, images: Tensor) -> Tensor:
         """For display: normalised float [..., 3, H, W] -> float in 0..1 of the same shape, cut off at both ends."""
         return (images * self._channels(self.std, images) + self._channels(self.mean, images)).clamp(0, 1)

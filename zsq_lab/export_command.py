@@ -58,7 +58,7 @@ def run(args) -> None:
         from .data import cache_folder
         config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits)
         result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
-                          budget=args.budget, progress=True, resume=cache_folder() / "runs", pixel_range=dataset.pixel_range)
+                          budget=args.budget, progress=True, resume=cache_folder() / "runs")
         student, facts = result.model, result.report | {"model": name, "image_shape": list(dataset.image_shape)}
     wanted = ("model", "recipe", "config", "convention", "seed", "budget", "seconds", "image_shape")
     kept = {key: facts[key] for key in wanted if key in facts}

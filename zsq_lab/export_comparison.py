@@ -23,7 +23,7 @@ def write_onnx(args, network: nn.Module, student: nn.Module, dataset, facts: dic
     """
     shape = dataset.image_shape
     if images is None:
-        images = calibration_images(network, shape, args.seed, pixel_range=dataset.pixel_range, progress=True)
+        images = calibration_images(network, shape, args.seed, progress=True)
     program = deploy(student, shape, images, seed=args.seed)
     written = save_onnx(program, args.out, facts)
     threads, test = args.threads or torch.get_num_threads(), dataset.test()

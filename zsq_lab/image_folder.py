@@ -43,11 +43,6 @@ class Preprocess:
         """What the network takes, without the batch dimension."""
         return 3, self.crop, self.crop
 
-    @property
-    def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(black, white): what the darkest and the brightest pixel are to the network, one number for each channel."""
-        return tuple(tuple((end - mean) / std for mean, std in zip(self.mean, self.std, strict=True)) for end in (0, 1))
-
     def pixels(self, path: Path) -> ndarray:
         """uint8 [crop, crop, 3] of a file, grayscale and CMYK turned into RGB. Raises what Pillow raises for a bad file."""
         from PIL import Image

@@ -13,7 +13,6 @@ from .blocks import block_inputs
 from .bn_stats import BatchNormStatistics, batch_statistics, layer_distance, require_statistics, stored_statistics
 from .images import colour
 from .memory import is_large
-from .pixel_range import PixelRange
 from .tasks import CLASSIFICATION, Task
 
 AMPLITUDES = tuple(2.0 ** (step / 2) for step in range(-6, 3))  # 1/8 to 2
@@ -50,17 +49,12 @@ def natural_noise(teacher: nn.Module, image_shape: tuple[int, ...], *, seed: int
     return min(distances, key=distances.get)
 
 
-def suited(teacher: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION, *, seed: int = 0,
-           pixel_range: PixelRange | None = None) -> dict:
-    """The settings of `images.optimise_images` that suit a network, its task and the size of its images.
-
-    pixel_range: (black, white) where that is known. Large images keep to it: after their few iterations one value in fourteen
-    was beyond. Small ones have time for many iterations, and gained nothing from it.
-    """
+def suited(teacher: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION, *, seed: int = 0) -> dict[str, float]:
+    """The settings of `images.optimise_images` that suit a network, its task and the size of its images."""
     if task is not CLASSIFICATION or not is_large(image_shape):
         amplitude, correlation = natural_noise(teacher, image_shape, seed=seed)
         return {"amplitude": amplitude, "learning_rate": RATE * amplitude, "correlation": correlation}
     amplitude, correlation = natural_noise(teacher, image_shape, seed=seed, slope=LARGE_SLOPE)
     amplitude *= LARGE_CONTRAST
     return {"amplitude": amplitude, "learning_rate": LARGE_RATE * amplitude, "correlation": correlation,
-            "class_weight": LARGE_CLASS_WEIGHT} | ({} if pixel_range is None else {"pixel_range": pixel_range})
+            "class_weight": LARGE_CLASS_WEIGHT}

@@ -75,7 +75,7 @@ def _split(folder: ImageFolder, preprocess: Preprocess) -> Split:
 @torch.no_grad()
 def _own_split(network: nn.Module, preprocess: Preprocess) -> Split:
     teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
-    images = held_out_images(teacher, preprocess)
+    images = held_out_images(teacher, preprocess.image_shape)
     pixels = (denormalise(images, preprocess) * 255).round().to(torch.uint8)
     shown = normalise(pixels.permute(0, 2, 3, 1), preprocess)
     return Split(pixels, torch.cat([teacher(batch).argmax(1) for batch in shown.split(BATCH)]))
@@ -91,7 +91,7 @@ def run_quantize(args, config: QuantConfig) -> None:
         images = reference_images(folder, preprocess)
     result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed, budget=args.budget,
                       images=images, progress=True, resume=cache_folder() / "runs", stages=args.stages,
-                      size_budget=args.size_budget, pixel_range=preprocess.pixel_range)
+                      size_budget=args.size_budget)
     config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     report = {key: value for key, value in result.report.items() if key != "config"}
     fields = {"model": name, "weight_bits": uniform_bits(args), "activation_bits": args.activation_bits,
@@ -133,7 +133,7 @@ def beside_full_precision(model: nn.Module, network: nn.Module, preprocess: Prep
     """Fields that compare a quantized model with its full-precision network, on the folder or on synthetic images."""
     if folder is None:
         teacher, _ = convert(network, QuantConfig(), preprocess.image_shape)
-        share = synthetic_agreement(model, teacher, held_out_images(teacher, preprocess))
+        share = synthetic_agreement(model, teacher, held_out_images(teacher, preprocess.image_shape))
         return {"fp_accuracy": None, "accuracy": None, "drop": None, "n_test": 0, "agreement_synthetic": share.percent,
                 "agreement_synthetic_interval": _rounded(share), "n_synthetic": share.n}
     images = folder.first(n_test)
@@ -157,11 +157,10 @@ def reference_images(folder: ImageFolder | None, preprocess: Preprocess) -> Tens
     return torch.cat([normalise(torch.from_numpy(pixels), preprocess) for pixels, _ in batches])
 
 
-def held_out_images(teacher: nn.Module, preprocess: Preprocess, *, n: int = HELD_OUT,
+def held_out_images(teacher: nn.Module, image_shape: tuple[int, int, int], *, n: int = HELD_OUT,
                     iterations: int = HELD_OUT_ITERATIONS, runs: Path | None = None) -> Tensor:
-    """Synthetic images [n, 3, crop, crop] that no recipe has seen; made once and kept in the cache for each network."""
-    image_shape = preprocess.image_shape
-    settings = suited(teacher, image_shape, seed=HELD_OUT_SEED, pixel_range=preprocess.pixel_range)
+    """Synthetic images [n, *image_shape] that no recipe has seen; made once and kept in the cache for each network."""
+    settings = suited(teacher, image_shape, seed=HELD_OUT_SEED)
     key = fingerprint(teacher, "held out", files_version(MAKERS["images"]), list(image_shape), n, iterations, settings)
     run = RunState((runs or cache_folder() / "runs") / f"held_out_{key}")
     return make_images(teacher, n, image_shape, iterations=iterations, batch_size=min(n, 16), seed=HELD_OUT_SEED,

@@ -25,8 +25,7 @@ def run(item: Item, shared: Path, threads: int | None = None) -> dict:
     try:
         torch.set_num_threads(threads or before)
         result = quantize(network, config, item.recipe, image_shape=prepared.image_shape, seed=item.seed,
-                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget,
-                          pixel_range=prepared.pixel_range)
+                          budget=item.budget, images=images, resume=shared, size_budget=item.size_budget)
         memory = _peak_gib()
         full = _full_precision(item.model, item.n_test, prepared)
         chosen = folder.first(item.n_test)

@@ -2,8 +2,7 @@
 2020), with a class loss so that each image also is something to the network (as in DeepInversion and GZNQ).
 
 The model is fixed and the image is the parameter, in a basis where its frequencies weigh as in natural images: steps
-then paint patches before grain. Where it is known what black and white are to the network, pixels stay between them.
-Notebook 03 builds this loop and looks at it while it runs.
+then paint patches before grain. Notebook 03 builds this loop and looks at it while it runs.
 """
 from collections.abc import Callable
 from math import cos, pi
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .bn_stats import BatchNormStatistics, require_statistics
-from .pixel_range import PixelRange, in_range, out_of_range
 from .precision import economical
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
@@ -33,8 +31,7 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
                     statistics_weight: float = 1.0, amplitude: float = 1.0, correlation: float = 0.0,
-                    pixel_range: PixelRange | None = None, labels: Tensor | None = None, begin: Tensor | None = None,
-                    seed: int = 0,
+                    labels: Tensor | None = None, begin: Tensor | None = None, seed: int = 0,
                     on_step: Callable[[int, Tensor, dict[str, float]], None] | None = None,
                     progress: bool = False, run: RunState | None = None, phase: str = "images",
                     task: Task = CLASSIFICATION) -> tuple[Tensor, Tensor | None]:
@@ -42,8 +39,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
 
     teacher: eval mode, any model with BatchNorm statistics, folded or not. labels: int64 [n]; None deals the classes out
     evenly. task: what it means that an image shows its class. amplitude: deviation of the noise at the start, 1 for inputs
-    normalised to deviation 1. correlation: as `colour` takes it. pixel_range: as `pixel_range.in_range` takes it. begin: images
-    [n, *image_shape] to go on from instead of noise. phase: the name that this work's state has in `run`.
+    normalised to deviation 1. correlation: as `colour` takes it. begin: images [n, *image_shape] to go on from instead of
+    noise. phase: the name that this work's state has in `run`.
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
     Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
     """
@@ -60,15 +57,12 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     bar = tqdm(total=iterations * len(batches), initial=iterations * len(made) + first, desc=phase,
                disable=not progress, leave=False)
-    def pixels(base: Tensor | float, white: Tensor) -> Tensor:
-        return in_range(base + colour(white, correlation), pixel_range)
-
     with BatchNormStatistics(teacher) as statistics, bar, economical(teacher, image_shape, min(n, batch_size)):
         for batch in batches[len(made):]:
             if begin is None:
                 white, base = amplitude * torch.randn(len(batch), *image_shape, generator=generator).to(device), 0.0
             else:
-                base = out_of_range(begin[batch.start:batch.stop].to(device), pixel_range)
+                base = begin[batch.start:batch.stop].to(device)
                 white = torch.zeros_like(base)
             white.requires_grad_(True)
             wanted = labels[batch.start:batch.stop].to(device) if labels is not None else None
@@ -79,7 +73,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 generator.set_state(state["generator"])
             for iteration in range(first, iterations):
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
-                output = teacher(_jitter(pixels(base, white), generator))
+                output = teacher(_jitter(base + colour(white, correlation), generator))
                 distance = statistics.loss()
                 class_loss = task.label_loss(output, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
@@ -94,8 +88,8 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                                          "generator": generator.get_state(), "iteration": iteration + 1})
                 if on_step:
                     losses = {"statistics": distance.item(), "class": class_loss.item()}
-                    on_step(iteration, pixels(base, white.detach()), losses)
-            made.append(pixels(base, white.detach()))
+                    on_step(iteration, base + colour(white.detach(), correlation), losses)
+            made.append(base + colour(white.detach(), correlation))
             first = 0
     run.save(phase, lambda: {"made": made, "iteration": 0}, now=True)
     return torch.cat(made), labels

@@ -12,7 +12,6 @@ from .distill import Sampler, stage_layers
 from .graph import Graph, trace
 from .layers import QuantConfig, quant_layers
 from .memory import is_large
-from .pixel_range import PixelRange
 from .ranges import fit_input_ranges, fit_weight_ranges
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
@@ -69,7 +68,6 @@ class Job:
     run: RunState = field(default_factory=RunState)
     stages: list[str] | None = None  # the layers whose inputs are compared; None: found in the model's structure
     task: Task = CLASSIFICATION
-    pixel_range: PixelRange | None = None  # what black and white are to the network, where that is known
     notes: dict = field(default_factory=dict)  # goes into the report
     reused: list[RunState] = field(default_factory=list)
 

@@ -16,7 +16,6 @@ from .image_maker import make_images
 from .image_start import suited
 from .job import MAKERS, fingerprint, named_budget
 from .layers import QuantConfig, convert, quant_layers, quantization_off
-from .pixel_range import PixelRange
 from .quantizer import dequantize, integer_range, qparams_from_range, quantize
 from .ranges import search_ranges
 from .resume import RunState
@@ -26,8 +25,7 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...], size_budget: float, seed: int = 0,
-                shared: Path | None = None, task: Task = CLASSIFICATION, *, progress: bool = False,
-                pixel_range: PixelRange | None = None) -> dict[str, int]:
+                shared: Path | None = None, task: Task = CLASSIFICATION, *, progress: bool = False) -> dict[str, int]:
     """Weight bits by layer name for a budget, a share of the weights' size in 32-bit floats; from the model alone.
 
     shared: a folder for the images that the sensitivity is measured on, those of the budget "quick". Raises ValueError for
@@ -35,8 +33,7 @@ def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, .
     """
     check_size_budget(size_budget)
     teacher, student = convert(model, config, image_shape)
-    work = named_budget("quick", image_shape, task)
-    settings = suited(teacher, image_shape, task, seed=seed, pixel_range=pixel_range)
+    settings, work = suited(teacher, image_shape, task, seed=seed), named_budget("quick", image_shape, task)
     run = RunState()
     if shared:
         decides = (files_version(MAKERS["images"]), list(image_shape), seed, task.name, work.images, work.image_iterations,

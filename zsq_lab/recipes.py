@@ -20,7 +20,6 @@ from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget,
 from .layers import QuantConfig, check_model, convert, quant_layers
 from .memory import is_large, keep_freed_memory
 from .mixed_precision import assign_bits
-from .pixel_range import PixelRange
 from .resume import RunState
 from .tasks import CLASSIFICATION, TASKS, Task
 
@@ -69,8 +68,7 @@ class Result:
 def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = "distilled", *,
              image_shape: tuple[int, ...], seed: int = 0, budget: str | Budget = "standard",
              images: Tensor | None = None, progress: bool = False, resume: Path | None = None,
-             stages: list[str] | None = None, size_budget: float | None = None, task: str | Task = CLASSIFICATION,
-             pixel_range: PixelRange | None = None) -> Result:
+             stages: list[str] | None = None, size_budget: float | None = None, task: str | Task = CLASSIFICATION) -> Result:
     """Quantize any model with convolutions or linears; the model itself is left untouched.
 
     image_shape: one input without the batch dimension, (3, 32, 32). budget: a name of BUDGETS or a Budget.
@@ -82,8 +80,6 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     size_budget: weights may take this share of their size in 32-bit floats; which layer gets how many bits then follows from
     its sensitivity (`mixed_precision`), and config.weight_bits is not used.
     task: "classification", "segmentation", "detection" or a `tasks.Task`: what the model's outputs mean.
-    pixel_range: (black, white), the least and the greatest value that a pixel has once it is normalised as the model takes it,
-    each one number or one for each channel, ((0 - mean) / std, (1 - mean) / std); large images that are made keep to it.
     Raises ValueError for a model, recipe, budget or image set that does not fit, naming what to change.
     """
     config = config or QuantConfig()
@@ -103,17 +99,15 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
         keep_freed_memory()
     if size_budget is not None:
         layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
-                                 Path(resume) if resume else None, task, progress=progress, pixel_range=pixel_range)
+                                 Path(resume) if resume else None, task, progress=progress)
         config = replace(config, layer_bits=layer_bits)
     teacher, student = convert(model, config, tuple(image_shape))
     images = images.to(next(teacher.parameters())) if images is not None else None
     run = RunState()
     if resume:
-        decides = (code_version(recipe), asdict(config), list(image_shape), seed, asdict(budget), stages, task.name,
-                   pixel_range)
+        decides = (code_version(recipe), asdict(config), list(image_shape), seed, asdict(budget), stages, task.name)
         run = RunState(Path(resume) / f"{recipe}_{fingerprint(teacher, *decides, images=images)}")
-    job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress, run, stages, task,
-              pixel_range)
+    job = Job(teacher, student, config, tuple(image_shape), budget, seed, images, progress, run, stages, task)
     chosen.run(job)
     run.clear()
     float_bytes, quantized_bytes = model_bytes(job.student)
@@ -131,12 +125,11 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
 @torch.inference_mode(False)
 def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], seed: int = 0,
                budget: str | Budget = "standard", progress: bool = False, resume: Path | None = None,
-               task: str | Task = CLASSIFICATION, pixel_range: PixelRange | None = None) -> Tensor:
+               task: str | Task = CLASSIFICATION) -> Tensor:
     """n images [n, *image_shape], in the scale that the model takes, made from its BatchNorm statistics alone.
 
     What a real toolkit wants as calibration data. resume: a folder for the state, as `quantize` takes it; the images stay
-    there and serve the recipes that would make the same ones. pixel_range: as `quantize` takes it. Raises ValueError for a
-    model without BatchNorm statistics.
+    there and serve the recipes that would make the same ones. Raises ValueError for a model without BatchNorm statistics.
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
@@ -148,7 +141,7 @@ def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], 
     teacher, student = convert(model, QuantConfig(), tuple(image_shape))
     job = Job(teacher, student, QuantConfig(), tuple(image_shape), budget, seed, task=task,
               run=RunState(Path(resume) / "synthesize" if resume else None))
-    settings = suited(teacher, tuple(image_shape), task, seed=seed, pixel_range=pixel_range)
+    settings = suited(teacher, tuple(image_shape), task, seed=seed)
     run = job.shared("images", n, budget.image_iterations, budget.image_batch, settings)
     images, _ = make_images(teacher, n, tuple(image_shape), iterations=budget.image_iterations, batch_size=budget.image_batch,
                             seed=seed, progress=progress, run=run, task=task, settings=settings)

@@ -34,7 +34,7 @@ def run(args) -> None:
     else:
         name, dataset, network = named(args)
     images = synthesize(network, args.n, image_shape=dataset.image_shape, seed=args.seed, budget=args.budget,
-                        progress=True, resume=cache_folder() / "runs", task=task_of(name), pixel_range=dataset.pixel_range)
+                        progress=True, resume=cache_folder() / "runs", task=task_of(name))
     if args.out.suffix:
         save_npz(args.out, images, dataset)
     else:

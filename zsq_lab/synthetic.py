@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import adversary, zscgan
 from .blocks import required_blocks
-from .distill import Sampler, dense_layers, finetune, knowledge_loss, stage_layers, thorough_loss
+from .distill import Sampler, dense_layers, feature_error, finetune, knowledge_loss, stage_layers, suited_loss
 from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
 from .gznq import prior_images
@@ -26,7 +26,6 @@ SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more 
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
 PATCHED_STEPS = 2000  # or more: any student learns them by heart in the end
-THOROUGH = {2: 30.0, 3: 3.0}  # what features weigh in `thorough_loss`, by bits; with four it taught no more than `knowledge_loss`
 
 
 def zeroq(job: Job) -> None:
@@ -40,9 +39,11 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer, up to three bits outputs
-    twice (`thorough_loss`), at two bits and in long runs on images with patches of others; large images: roundings are learned
-    block by block, then all at once."""
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer; outputs twice where the student
+    starts far from its teacher (`thorough_loss`), on images with patches of others at two bits and in long runs.
+
+    Large images: roundings are learned block by block, then all at once.
+    """
     images = _optimised(job)
     equalize_where_it_serves(job, images)
     if job.large:
@@ -52,8 +53,7 @@ def best(job: Job) -> None:
         draw = pool_sampler(images, job.budget.batch_size)
         bits = min(job.config.weight_bits, job.config.activation_bits)
         by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
-        loss = partial(thorough_loss, features=THOROUGH[bits]) if bits in THOROUGH else knowledge_loss
-        _finetune(job, patched(draw) if by_heart else draw, dense_layers, loss)
+        _finetune(job, patched(draw) if by_heart else draw, dense_layers, _loss_for(job, images[:job.budget.batch_size]))
 
 
 def reconstructed(job: Job) -> None:
@@ -98,17 +98,13 @@ def zaq_paper(job: Job) -> None:
 
 
 def _optimised(job: Job, n: int | None = None) -> Tensor:
-    n, settings = n or job.budget.images, _suited(job)
+    n, settings = n or job.budget.images, suited(job.teacher, job.image_shape, job.task, seed=job.seed)
     run = job.shared("images", n, job.budget.image_iterations, job.budget.image_batch, settings)
     images, _ = make_images(job.teacher, n, job.image_shape, iterations=job.budget.image_iterations,
                             batch_size=job.budget.image_batch, seed=job.seed, progress=job.progress, run=run, task=job.task,
                             settings=settings)
     job.notes |= {"images": len(images), "image_iterations": job.budget.image_iterations}
     return images
-
-
-def _suited(job: Job) -> dict:
-    return suited(job.teacher, job.image_shape, job.task, seed=job.seed, pixel_range=job.pixel_range)
 
 
 def _prior(job: Job) -> Tensor:
@@ -161,6 +157,13 @@ def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
                        iterations=job.budget.joint_iterations, seed=job.seed, progress=job.progress, run=job.run,
                        loss=partial(knowledge_loss, task=job.task))
         job.notes["joint_iterations"] = job.budget.joint_iterations
+
+
+def _loss_for(job: Job, images: Tensor):
+    """The loss that suits how far the student is from its teacher on these images before the first step."""
+    begun = feature_error(job.student, job.teacher, images, job.compared(dense_layers))
+    job.notes["feature_error"] = round(begun, 3)
+    return suited_loss(begun)
 
 
 def _finetune_from(job: Job, generator: Generator, find=stage_layers) -> None:
