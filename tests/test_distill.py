@@ -261,8 +261,9 @@ def test_thorough_loss_worked_by_hand():
     own = {"a": torch.tensor([[3.0, 2.0]]), "b": torch.tensor([[1.0]])}
     features = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[2.0]])}
     expected = output_loss(logits, wanted).item() + 2 + 3 * (4 / 25 + 1 / 4) / 2
-    assert thorough_loss(logits, wanted, own, features).item() == pytest.approx(expected)
-    more = thorough_loss(logits, wanted, own, features, features=30.0) - thorough_loss(logits, wanted, own, features)
+    three = thorough_loss(logits, wanted, own, features, features=3.0)
+    assert three.item() == pytest.approx(expected)
+    more = thorough_loss(logits, wanted, own, features, features=30.0) - three
     assert more.item() == pytest.approx(27 * (4 / 25 + 1 / 4) / 2)
-    several = thorough_loss((logits, torch.tensor([1])), (wanted, torch.tensor([2])), own, features)
+    several = thorough_loss((logits, torch.tensor([1])), (wanted, torch.tensor([2])), own, features, features=3.0)
     assert several.item() == pytest.approx(expected), "whole numbers are not compared"

@@ -114,8 +114,9 @@ def learn(student: nn.Module, teacher: nn.Module, images: Tensor, variant: Varia
     draw = pool_sampler(images, budget.batch_size) if variant.mirrored else unmirrored
     draw = patched(draw) if variant.patches else draw
     graph = trace(teacher, shape)
-    begun = feature_error(student, teacher, images[:budget.batch_size], dense_layers(graph))
-    loss = of_outputs if variant.outputs_only else suited_loss(begun) if variant.thorough else knowledge_loss
+    loss = of_outputs if variant.outputs_only else knowledge_loss
+    if variant.thorough and not variant.outputs_only:
+        loss = suited_loss(feature_error(student, teacher, images[:budget.batch_size], dense_layers(graph)))
     with FineTuning(student, teacher, variant.find(graph), rate, loss) as tuning:
         tuning.rates = [0.0 if (group == 0) == (variant.frozen == "weights") and variant.frozen else own
                         for group, own in enumerate(tuning.rates)]  # the first group holds weights, all others scales

@@ -21,9 +21,9 @@ from .resume import RunState
 from .tasks import CLASSIFICATION, Task, output_loss, relative_error  # noqa: F401  (notebooks take both from here)
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
-# What features weigh in `thorough_loss` where their error is at least so much before the first step; below 0.2 it taught no
-# more than `knowledge_loss`. ResNet-20 starts at 0.08 with four bits, at 0.28 with three, at 0.7 with two.
-THOROUGH = {0.33: 30.0, 0.2: 3.0}
+# (error of the features before the first step, what they weigh in `thorough_loss` from there on), the farthest first; below
+# the last it taught no more than `knowledge_loss`. ResNet-20 starts at 0.08 with four bits, at 0.28 with three, at 0.7 with two.
+THOROUGH = ((0.33, 30.0), (0.2, 3.0))
 Sampler = Callable[[torch.Generator], Tensor]  # draws one batch of images
 
 
@@ -73,11 +73,11 @@ class Features:
 def knowledge_loss(student_output, teacher_output, student_features: dict, teacher_features: dict,
                    task: Task = CLASSIFICATION) -> Tensor:
     """The task's `output_loss` plus the mean `relative_error` of the features of all stages."""
-    return task.output_loss(student_output, teacher_output) + _feature_error(student_features, teacher_features)
+    return task.output_loss(student_output, teacher_output) + _mean_error(student_features, teacher_features)
 
 
 def thorough_loss(student_output, teacher_output, student_features: dict, teacher_features: dict,
-                  task: Task = CLASSIFICATION, features: float = 3.0) -> Tensor:
+                  task: Task = CLASSIFICATION, *, features: float) -> Tensor:
     """`knowledge_loss` whose features weigh `features` times as much, plus the `relative_error` of the outputs themselves.
 
     A network is surer of images that were made for it than of photographs. The Kullback-Leibler divergence of answers
@@ -88,16 +88,16 @@ def thorough_loss(student_output, teacher_output, student_features: dict, teache
     pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
     outputs = [relative_error(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]
     return (task.output_loss(student_output, teacher_output) + torch.stack(outputs).sum()
-            + features * _feature_error(student_features, teacher_features))
+            + features * _mean_error(student_features, teacher_features))
 
 
-def _feature_error(student_features: dict, teacher_features: dict) -> Tensor:
+def _mean_error(student_features: dict, teacher_features: dict) -> Tensor:
     return torch.stack([relative_error(student_features[name], wanted) for name, wanted in teacher_features.items()]).mean()
 
 
 def suited_loss(begun: float) -> Callable[..., Tensor]:
     """The loss for a student whose `feature_error` is `begun` before the first step: `knowledge_loss`, or `thorough_loss`."""
-    weight = next((weight for least, weight in THOROUGH.items() if begun >= least), None)
+    weight = next((weight for least, weight in THOROUGH if begun >= least), None)
     return partial(thorough_loss, features=weight) if weight else knowledge_loss
 
 
@@ -106,7 +106,7 @@ def feature_error(student: nn.Module, teacher: nn.Module, images: Tensor, stages
     """Mean `relative_error` of the student's features at these layers on images [N, ...]: how far it is from its teacher."""
     with Features(student, stages) as own, Features(teacher, stages) as wanted:
         student(images), teacher(images)
-        return _feature_error(own.values, wanted.values).item()
+        return _mean_error(own.values, wanted.values).item()
 
 
 class FineTuning:

@@ -3,6 +3,7 @@
 The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
 measured in notebooks 04 and 05.
 """
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -159,7 +160,7 @@ def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
         job.notes["joint_iterations"] = job.budget.joint_iterations
 
 
-def _loss_for(job: Job, images: Tensor):
+def _loss_for(job: Job, images: Tensor) -> Callable[..., Tensor]:
     """The loss that suits how far the student is from its teacher on these images before the first step."""
     begun = feature_error(job.student, job.teacher, images, job.compared(dense_layers))
     job.notes["feature_error"] = round(begun, 3)
