@@ -58,6 +58,17 @@ def test_what_stays_is_bit_identical_and_the_rest_moves(frozen):
     assert all(torch.equal(a, b) for a, b in zip(scales, after, strict=True)) == (frozen == "scales")
 
 
+def test_the_loss_suits_how_far_the_student_starts_unless_a_variant_says_otherwise(monkeypatch):
+    asked, used = [], []
+    monkeypatch.setattr(ablation, "feature_error", lambda *_: 0.5)
+    monkeypatch.setattr(ablation, "suited_loss", lambda begun: asked.append(begun) or used.append)
+    monkeypatch.setattr(ablation, "FineTuning", lambda *args: used.append(args[-1]) or (_ for _ in ()).throw(KeyboardInterrupt))
+    for variant in (Variant(), Variant(thorough=False), Variant(outputs_only=True)):
+        with pytest.raises(KeyboardInterrupt):  # the loss is chosen; nothing need be learned
+            ablation.learn(*student_and_teacher(), variant, TINY, 1e-3, 0, SHAPE)
+    assert asked == [0.5] and used[0] == used.append and used[1] is ablation.knowledge_loss
+
+
 def test_unmirrored_batches_are_images_of_the_pool(monkeypatch):
     student, teacher, images = student_and_teacher()
     seen = []
