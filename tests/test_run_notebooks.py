@@ -34,7 +34,7 @@ def test_executes_in_order_and_ends_with_the_table(tmp_path, capsys):
     assert copy.cells[1].outputs[0].text == f"True {run_notebooks.sys.executable}\n"  # this Python, in its folder
     assert nbformat.read(first, as_version=4).cells[1].execution_count is None  # the original is left alone
     page = (tmp_path / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
-    assert 'alt="one &quot;grey&quot; pixel."' in page and run_notebooks.NO_ALT not in page
+    assert 'alt="one &quot;grey&quot; pixel."' in page
 
 
 @pytest.mark.slow
@@ -58,13 +58,6 @@ def test_save_replaces_the_notebook_without_widget_state_or_progress(tmp_path):
     assert "widgets" not in saved.metadata
     assert [output.output_type for output in saved.cells[1].outputs] == ["execute_result"]
     assert "IntSlider" in (tmp_path / "build" / "html" / "00_widget.html").read_text(encoding="utf-8")
-
-
-def test_a_picture_with_words_of_its_own_keeps_them():
-    """A sentence that goes on in a second line below the figure is whole in the alternative text."""
-    picture = new_output("display_data", data={"image/png": "aWNv"}, metadata={"image/png": {"alt": "one\nsentence"}})
-    cell = new_code_cell("x", outputs=[picture, new_output("stream", text="Figure: one\nsentence\n")])
-    assert 'alt="one\nsentence"' in run_notebooks.to_html(new_notebook(cells=[cell]), None)
 
 
 def test_headline_comes_from_the_last_code_cell_that_is_not_empty():

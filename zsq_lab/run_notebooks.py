@@ -14,14 +14,14 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from .pages import printed_lines, to_html
+
 ROOT = Path(__file__).resolve().parent.parent
-HEADLINE, FIGURE = "Headline: ", "Figure: "
+HEADLINE = "Headline: "
 CELL_TIMEOUT = 600  # seconds; the slowest cell of the lab takes about one minute on two cores
-NO_ALT = "No description has been provided for this image"  # what nbconvert writes where it finds no alternative text
 
 
 class NotebookError(RuntimeError):
@@ -101,12 +101,6 @@ def headline(notebook: NotebookNode) -> str:
     return lines[-1].removeprefix(HEADLINE) if lines else ""
 
 
-def printed_lines(cell: NotebookNode) -> list[str]:
-    """The lines that a code cell printed to standard output."""
-    texts = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
-    return "".join(texts).splitlines()
-
-
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Drop, in place, the text of progress bars: it differs in each run and says nothing afterwards."""
     for cell in notebook.cells:
@@ -114,28 +108,6 @@ def clean(notebook: NotebookNode) -> NotebookNode:
             cell.outputs = [output for output in cell.outputs
                             if not (output.get("name") == "stderr" and ("\r" in output.text or not output.text.strip()))]
     return notebook
-
-
-def to_html(notebook: NotebookNode, widget_state: dict | None) -> str:
-    """One page with the outputs; each image's alternative text is its own, or the sentence `Figure: ...` of its cell."""
-    exporter = HTMLExporter()
-    exporter.log.setLevel("ERROR")  # it warns of missing alternative texts, which are filled in below
-    widgets = {"widgets": widget_state} if widget_state else {}
-    shown = nbformat.from_dict({**notebook, "metadata": {**notebook.metadata, **widgets}})
-    html, _ = exporter.from_notebook_node(shown)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            printed = iter([line.removeprefix(FIGURE) for line in printed_lines(cell) if line.startswith(FIGURE)])
-            for output in cell.outputs:
-                if "image/png" in output.get("data", {}):
-                    own, below = output.metadata.get("image/png", {}).get("alt"), next(printed, "figure")
-                    html = html.replace(f'alt="{NO_ALT}"', f'alt="{escape(own or below)}"', 1)
-    return html
-
-
-def escape(text: str) -> str:
-    """Text as the value of an HTML attribute."""
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
 def write(path: Path, text: str) -> None:
