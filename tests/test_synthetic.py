@@ -63,6 +63,16 @@ def test_fine_tuning_moves_the_weights(recipe):
     assert moved_weights(recipe)
 
 
+def test_the_reference_does_to_real_images_what_best_does_to_its_own(monkeypatch):
+    reference, own = job(), job()
+    synthetic.real_finetune(reference)
+    monkeypatch.setattr(synthetic, "_optimised", lambda job: job.images)
+    synthetic.best(own)
+    expected, state = own.student.state_dict(), reference.student.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in expected.items())
+    assert reference.notes == own.notes and "equalized" in own.notes
+
+
 @pytest.mark.parametrize("recipe, expected", [
     (synthetic.zs_cgan, [("train", 5, zscgan.LAB)]),
     (synthetic.zs_cgan_paper, [("train", 5, zscgan.PAPER)]),

@@ -52,7 +52,7 @@ RECIPES = {r.name: r for r in (
     Recipe("best", synthetic.best, "optimised images, equalized weights, then fine-tuning at every layer "
                                    "(large images: roundings block by block, then together)"),
     Recipe("real-ranges", post_training.real_ranges, "reference: ranges from real images", "real images", True),
-    Recipe("real-finetune", synthetic.real_finetune, "reference: fine-tuning on real images", "real images", True),
+    Recipe("real-finetune", synthetic.real_finetune, "reference: what `best` does, on real images", "real images", True),
 )}
 
 

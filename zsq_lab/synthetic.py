@@ -45,26 +45,17 @@ def best(job: Job) -> None:
 
     Large images: roundings are learned block by block, then all at once.
     """
-    images = _optimised(job)
-    equalize_where_it_serves(job, images)
-    if job.large:
-        _reconstruct_on(job, images, jointly=True)
-    else:
-        job.fit(images[:job.range_images])
-        draw = pool_sampler(images, job.budget.batch_size)
-        bits = min(job.config.weight_bits, job.config.activation_bits)
-        by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
-        _finetune(job, patched(draw) if by_heart else draw, dense_layers, _loss_for(job, images[:job.budget.batch_size]))
+    _learn_at_every_layer(job, _optimised(job))
+
+
+def real_finetune(job: Job) -> None:
+    """Reference: what `best` does, on real images. The difference of the two is what images made from statistics lack."""
+    _learn_at_every_layer(job, job.images)
 
 
 def reconstructed(job: Job) -> None:
     """Optimised images, then reconstruction block by block (BRECQ, Li et al. 2021)."""
     _reconstruct_on(job, _optimised(job))
-
-
-def real_finetune(job: Job) -> None:
-    """Reference: the same fine-tuning on real images."""
-    _finetune_on(job, job.images)
 
 
 def gznq(job: Job) -> None:
@@ -144,6 +135,18 @@ def _samples(generator: Generator, job: Job) -> Tensor:
 def _finetune_on(job: Job, images: Tensor) -> None:
     job.fit(images[:job.range_images])
     _finetune(job, pool_sampler(images, job.budget.batch_size))
+
+
+def _learn_at_every_layer(job: Job, images: Tensor) -> None:
+    equalize_where_it_serves(job, images)
+    if job.large:
+        _reconstruct_on(job, images, jointly=True)
+    else:
+        job.fit(images[:job.range_images])
+        draw = pool_sampler(images, job.budget.batch_size)
+        bits = min(job.config.weight_bits, job.config.activation_bits)
+        by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
+        _finetune(job, patched(draw) if by_heart else draw, dense_layers, _loss_for(job, images[:job.budget.batch_size]))
 
 
 def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
