@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAX_LINES = 30
+MAX_LINES, MAX_WIDTH = 30, 104  # of a cell; what a page shows without scrolling sideways
 UNIX_ROOTS = r"home|Users|root|tmp|var|usr|opt|mnt|media|srv|private|Volumes|content|work\w*"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/~<-])/(?:{UNIX_ROOTS})/[\w.]|\b[A-Z]:\\\w|file:///")
 PROGRESS = re.compile(r"\d+%\|| \[\d+:\d\d(?::\d\d)?<|it/s\]|s/it\]|█")
@@ -43,6 +43,8 @@ def code_problems(cell: NotebookNode) -> Iterator[str]:
     lines = cell.source.count("\n") + 1
     if lines > MAX_LINES:
         yield f"{lines} lines, at most {MAX_LINES} fit a reader's head"
+    if (widest := max(map(len, cell.source.splitlines()))) > MAX_WIDTH:
+        yield f"a line of {widest} characters, at most {MAX_WIDTH} are seen at once"
     if ABSOLUTE_PATH.search(cell.source):
         yield "an absolute path in the source"
     pictures, printed = 0, ""
@@ -126,6 +128,7 @@ CLEAN = [
 BROKEN = {
     "executed in order": new_code_cell("1", execution_count=7),
     "30 fit": new_code_cell("\n".join(["x = 1"] * 31)),
+    "104 are seen": new_code_cell("x = 1  # " + "o" * 100),
     "an error": new_code_cell("1", outputs=output("error", ename="ValueError", evalue="", traceback=[])),
     "standard error": new_code_cell("1", outputs=output("stream", name="stderr", text="hm\n")),
     "progress bar": new_code_cell("1", outputs=output("stream", text=" 40%|████      | 4/10 [00:02<00:03,  2.00it/s]\n")),
