@@ -4,6 +4,7 @@ import torch
 from networks import IMAGE, Residual, awaken, images, snapshot, same_state, teach
 from torch import nn
 
+from zsq_lab.bn_stats import BatchNormStatistics
 from zsq_lab.checkpoints import load_model
 from zsq_lab.image_start import (
     AMPLITUDES,
@@ -18,6 +19,7 @@ from zsq_lab.image_start import (
 )
 from zsq_lab.images import colour, optimise_images
 from zsq_lab.layers import QuantConfig, convert
+from zsq_lab.tasks import SEGMENTATION
 
 
 @pytest.mark.parametrize("contrast, correlation", [(0.25, 0.0), (1.0, 0.9), (0.5, 0.6)])
@@ -47,6 +49,23 @@ def test_a_network_of_photographs_wants_channels_alike():
     teacher, _ = convert(load_model("cifar10/resnet20")[0], QuantConfig(), (3, 32, 32))
     assert natural_noise(teacher, (3, 32, 32)) == (1.0, 0.9)
     assert suited(teacher, (3, 32, 32)) == {"amplitude": 1.0, "learning_rate": 0.2, "correlation": 0.9}
+
+
+@pytest.mark.slow
+def test_scenes_that_begin_as_large_photographs_do_come_nearer_to_the_memory():
+    """In as many iterations, by a network of street scenes, than with the settings of small images."""
+    shape, common = (3, 180, 240), {"iterations": 12, "batch_size": 4, "task": SEGMENTATION}
+    teacher, _ = convert(load_model("camvid/segmenter")[0], QuantConfig(), shape)
+    amplitude, correlation = natural_noise(teacher, shape)
+    as_small = {"amplitude": amplitude, "learning_rate": RATE * amplitude, "correlation": correlation}
+    distances = []
+    for settings in (suited(teacher, shape, SEGMENTATION), as_small):
+        assert "class_weight" not in settings, "a scene that shows nothing teaches nothing of objects"
+        scenes, _ = optimise_images(teacher, 4, shape, **common, **settings)
+        with torch.no_grad(), BatchNormStatistics(teacher) as statistics:
+            teacher(scenes)
+            distances.append(statistics.loss().item())
+    assert distances[0] < 0.3 * distances[1], distances
 
 
 @pytest.mark.parametrize("network, shape", [

@@ -20,8 +20,9 @@ CORRELATIONS = (0.0, 0.3, 0.6, 0.75, 0.85, 0.9, 0.95)
 PIXELS = 8 * 224 * 224  # that are looked at, in at most MOST images
 MOST = 128
 RATE = 0.2  # times the amplitude
-# Where there is time for few iterations (large images): from a share of the contrast, each adding some; with little weight on
-# the class, or the network is surer than of photographs. Large photographs are smoother than 1 / frequency (1.4, measured).
+# Where there is time for few iterations (large images, scenes among them): from a share of the contrast, each adding some. Large
+# photographs are smoother than 1 / frequency (1.4, measured). With more weight on the class a classifier is surer than of
+# photographs; a scene shows its class in few positions, and needs all of it.
 LARGE_CONTRAST, LARGE_RATE, LARGE_CLASS_WEIGHT, LARGE_SLOPE = 0.28, 0.25, 0.003, 1.25
 
 
@@ -51,10 +52,10 @@ def natural_noise(teacher: nn.Module, image_shape: tuple[int, ...], *, seed: int
 
 def suited(teacher: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION, *, seed: int = 0) -> dict[str, float]:
     """The settings of `images.optimise_images` that suit a network, its task and the size of its images."""
-    if task is not CLASSIFICATION or not is_large(image_shape):
+    if not is_large(image_shape):
         amplitude, correlation = natural_noise(teacher, image_shape, seed=seed)
         return {"amplitude": amplitude, "learning_rate": RATE * amplitude, "correlation": correlation}
     amplitude, correlation = natural_noise(teacher, image_shape, seed=seed, slope=LARGE_SLOPE)
     amplitude *= LARGE_CONTRAST
-    return {"amplitude": amplitude, "learning_rate": LARGE_RATE * amplitude, "correlation": correlation,
-            "class_weight": LARGE_CLASS_WEIGHT}
+    settings = {"amplitude": amplitude, "learning_rate": LARGE_RATE * amplitude, "correlation": correlation}
+    return settings | ({"class_weight": LARGE_CLASS_WEIGHT} if task is CLASSIFICATION else {})
