@@ -38,13 +38,21 @@ def test_formulas_need_no_script_and_code_keeps_its_dollars():
     assert "mathjax" not in "".join(re.findall("<script[^>]*src=[^>]*>", page)).lower()
 
 
+def test_an_environment_is_drawn_and_a_slip_stays_as_it_was_written():
+    page = page_of(new_markdown_cell("\\begin{align}a&=b\\end{align}\n\nHalf written: $x^$, $a<\\left($ and\n\n$$}{$$"))
+    (formula,) = re.findall("<math.*?</math>", page)
+    assert "<mtable" in formula and "begin" not in formula
+    assert "$x^$" in page and "$a&lt;\\left($" in page and "$$}{$$" in page
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_formula_of_the_notebooks_is_drawn(path):
     """Nothing of LaTeX is left over, as it is where a command is not known."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
-    formulas = re.findall("<math.*?</math>", page_of(*cells), re.DOTALL)
+    page = page_of(*cells)
+    formulas = re.findall("<math.*?</math>", page, re.DOTALL)
     left = [formula for formula in formulas if "\\" in formula or "$" in formula]
     assert not left, left[0]
-    text = re.sub("<math.*?</math>|<code>.*?</code>|<pre>.*?</pre>|<script.*?</script>|<style.*?</style>", "", page_of(*cells),
+    text = re.sub("<math.*?</math>|<code>.*?</code>|<pre>.*?</pre>|<script.*?</script>|<style.*?</style>", "", page,
                   flags=re.DOTALL)
     assert "$" not in text[text.index("<body"):]

@@ -3,7 +3,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from zsq_lab import run_notebooks
+from zsq_lab import pages, run_notebooks
 
 PICTURE = """from IPython.display import Image, display
 import base64
@@ -34,7 +34,7 @@ def test_executes_in_order_and_ends_with_the_table(tmp_path, capsys):
     assert copy.cells[1].outputs[0].text == f"True {run_notebooks.sys.executable}\n"  # this Python, in its folder
     assert nbformat.read(first, as_version=4).cells[1].execution_count is None  # the original is left alone
     page = (tmp_path / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
-    assert 'alt="one &quot;grey&quot; pixel."' in page
+    assert 'alt="one &quot;grey&quot; pixel."' in page and pages.NO_ALT not in page
 
 
 @pytest.mark.slow

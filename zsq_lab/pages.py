@@ -16,13 +16,23 @@ NO_SCRIPT = "data:text/javascript,"  # in place of MathJax, which nbconvert woul
 
 
 class _Formulas(IPythonRenderer):
-    """Markdown to HTML as nbconvert has it, formulas as MathML."""
+    """Markdown to HTML as nbconvert has it, formulas as MathML; one that is not understood stays as it was written."""
 
     def inline_math(self, body: str) -> str:
-        return convert(body)
+        return _drawn(body, "inline") or super().inline_math(body)
 
     def block_math(self, body: str) -> str:
-        return convert(body, display="block")
+        return _drawn(body, "block") or super().block_math(body)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return _drawn(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block") or super().latex_environment(name, body)
+
+
+def _drawn(formula: str, display: str) -> str | None:
+    try:
+        return convert(formula, display=display)
+    except Exception:  # latex2mathml's errors have no base of their own; a reader's slip must not cost the page
+        return None
 
 
 def to_html(notebook: NotebookNode, widget_state: dict | None) -> str:

@@ -45,12 +45,12 @@ def best(job: Job) -> None:
 
     Large images: roundings are learned block by block, then all at once.
     """
-    _learn_at_every_layer(job, _optimised(job))
+    _best_on(job, _optimised(job))
 
 
 def real_finetune(job: Job) -> None:
     """Reference: what `best` does, on real images. The difference of the two is what images made from statistics lack."""
-    _learn_at_every_layer(job, job.images)
+    _best_on(job, job.images)
 
 
 def reconstructed(job: Job) -> None:
@@ -137,7 +137,7 @@ def _finetune_on(job: Job, images: Tensor) -> None:
     _finetune(job, pool_sampler(images, job.budget.batch_size))
 
 
-def _learn_at_every_layer(job: Job, images: Tensor) -> None:
+def _best_on(job: Job, images: Tensor) -> None:
     equalize_where_it_serves(job, images)
     if job.large:
         _reconstruct_on(job, images, jointly=True)
