@@ -1,4 +1,5 @@
 """Checkpoints: a round trip, one clear error for each way a file can be wrong, and the committed files themselves."""
+import copy
 import json
 import os
 import subprocess
@@ -6,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from networks import awaken, same_state
+from networks import IMAGE, Residual, awaken, images, same_state
 from safetensors.torch import save_file
 
 from zsq_lab.checkpoints import (
@@ -16,10 +17,13 @@ from zsq_lab.checkpoints import (
     describe,
     full_name,
     load_model,
+    load_quantized,
     save_model,
     write_card,
 )
+from zsq_lab.layers import QuantConfig
 from zsq_lab.models import build, count_parameters
+from zsq_lab.recipes import quantize
 from zsq_lab.tasks import CLASSIFICATION, task_of
 
 FACTS = {"model": "cifar10/resnet20", "accuracy": 92.5, "classes": 10, "epochs": 40,
@@ -45,6 +49,16 @@ def test_round_trip(saved):
 def test_another_number_of_classes(tmp_path):
     save_model(build("resnet20", 3), tmp_path / "three.safetensors", {"classes": 3})
     assert load_model("cifar10/resnet20", tmp_path / "three.safetensors")[0].fc.out_features == 3
+
+
+def test_a_quantized_networks_added_biases_come_back(tmp_path, monkeypatch):
+    network = awaken(Residual())
+    network.fc.bias = None
+    monkeypatch.setattr("zsq_lab.checkpoints.build", lambda *_: copy.deepcopy(network))
+    result = quantize(network, QuantConfig(4, 4), "dfq", image_shape=IMAGE)
+    save_model(result.model, tmp_path / "own", result.report | {"model": "cifar10/own", "image_shape": IMAGE})
+    loaded, _ = load_quantized(tmp_path / "own")
+    assert torch.equal(loaded(images(4)), result.model(images(4))) and loaded.fc.layer.bias is not None
 
 
 def test_names():

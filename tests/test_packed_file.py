@@ -51,6 +51,23 @@ def test_call_sites_and_rescaled_caps_come_back(tmp_path, name, recipe):
     assert torch.equal(load_packed(file, network)[0](images(4)), student(images(4)))
 
 
+@pytest.mark.parametrize("recipe", ["dfq", "rtn-bn"])
+def test_biases_that_a_recipe_added_come_back(tmp_path, recipe):
+    network = awaken(Residual())
+    network.fc.bias = None
+    student, file = packed(tmp_path, network, QuantConfig(4, 4), recipe=recipe)
+    loaded, _ = load_packed(file, network)
+    assert torch.equal(loaded(images(4)), student(images(4)))
+    assert (loaded.fc.layer.bias is None) == (recipe == "rtn-bn") and network.fc.bias is None
+
+
+def test_numbers_that_the_network_has_no_place_for_are_one_clear_error(small):
+    file, network = small
+    network.fc = torch.nn.Identity()
+    with pytest.raises(ValueError, match="it holds 'fc.layer.bias', which the network does not have"):
+        load_packed(file, network)
+
+
 def test_mixed_widths(tmp_path):
     config = QuantConfig(4, 8, edge_bits=8, layer_bits={"conv_a": 2})
     network = awaken(Residual())

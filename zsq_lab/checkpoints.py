@@ -7,13 +7,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from . import imagenet_models
 from .equalize import ClippedReLU
 from .folding import replace_module
 from .generators import Generator
-from .layers import QuantConfig, convert
+from .layers import QuantConfig, convert, quant_layers
 from .models import build, count_parameters
 from .weight_file import read_weights, write_weights
 
@@ -123,6 +124,10 @@ def empty_student(facts: dict, values: dict, network: nn.Module | None = None) -
         own, imagenet = name.split("/")[1], imagenet_models.is_imagenet(name)
         network = imagenet_models.build(own) if imagenet else build(own, facts.get("classes", 10))
     _, student = convert(network, QuantConfig(**facts["config"]), tuple(facts["image_shape"]))
+    for name, layer in quant_layers(student).items():
+        bias = values.get(f"{name}.layer.bias")
+        if layer.layer.bias is None and bias is not None:  # recipe dfq gives biases to layers that had none
+            layer.layer.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
     for key in [key for key in values if key.endswith(".cap")]:  # recipe dfq rescales the caps of ReLU6
         activation = student.get_submodule(key.removesuffix(".cap"))
         if not isinstance(activation, ClippedReLU):

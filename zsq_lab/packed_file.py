@@ -73,6 +73,10 @@ def _fill(student: nn.Module, stored: dict[str, Tensor]) -> nn.Module:
     """Put the stored numbers into a fresh student; what only BatchNorm's memory was for becomes a plain identity."""
     for module in [m for m in student.modules() if isinstance(m, FoldedBatchNorm)]:
         replace_module(student, module, nn.Identity())
+    known = {*INPUTS, *_rest(student), *(f"{name}.{part}" for name in quant_layers(student)
+                                         for part in ("weight", "scale", "zero_point"))}
+    if foreign := stored.keys() - known:
+        raise ValueError(f"it holds '{min(foreign)}', which the network does not have")
     values = {key: stored[key] for key in _rest(student)}
     sites = iter(zip(stored[INPUTS[0]], stored[INPUTS[1]], strict=True))
     for name, layer in quant_layers(student).items():
