@@ -13,6 +13,7 @@ from zsq_lab.checkpoints import checkpoint_path, load_model
 from zsq_lab.layers import QuantConfig
 from zsq_lab.packed_file import load_packed, save_packed
 from zsq_lab.recipes import quantize
+from zsq_lab.weight_file import read_weights
 
 NETWORKS = {"residual": Residual, "mobile": Mobile, "shared": SharedConv}
 
@@ -66,6 +67,29 @@ def test_numbers_that_the_network_has_no_place_for_are_one_clear_error(small):
     network.fc = torch.nn.Identity()
     with pytest.raises(ValueError, match="it holds 'fc.layer.bias', which the network does not have"):
         load_packed(file, network)
+
+
+class TwoNames(Residual):
+    """A list of the layers to look at, as detectors and wrappers keep one."""
+
+    def __init__(self):
+        super().__init__()
+        self.watched = torch.nn.ModuleList([self.conv_b, self.bn_b, self.fc])
+
+
+def test_a_module_with_two_names_is_stored_once(tmp_path):
+    network = awaken(TwoNames())
+    student, file = packed(tmp_path, network, QuantConfig(4, 8))
+    loaded, _ = load_packed(file, network)
+    assert torch.equal(loaded(images(4)), student(images(4))) and loaded.watched[0] is loaded.conv_b
+    plain = packed(tmp_path / "plain", awaken(Residual()), QuantConfig(4, 8))[1]
+    assert read_weights(file)[0].keys() == read_weights(plain)[0].keys()
+
+
+def test_a_model_that_is_one_layer(tmp_path):
+    network = torch.nn.Linear(8, 4)
+    student, file = packed(tmp_path, network, QuantConfig(4, 4), shape=(8,))
+    assert torch.equal(load_packed(file, network)[0](images(4, (8,))), student(images(4, (8,))))
 
 
 def test_mixed_widths(tmp_path):

@@ -19,6 +19,14 @@ def test_what_is_written_is_read(tmp_path):
     assert all(torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in TENSORS.items())
 
 
+def test_tensors_that_share_memory_are_written_each(tmp_path):
+    """A module with two names has its weights under both."""
+    whole = torch.arange(6.0)
+    write_weights(tmp_path / "file", {"a": whole, "b": whole, "c": whole[2:]}, {})
+    tensors, _ = read_weights(tmp_path / "file")
+    assert torch.equal(tensors["a"], whole) and torch.equal(tensors["b"], whole) and torch.equal(tensors["c"], whole[2:])
+
+
 def test_whoever_may_read_the_folder_may_read_the_file(tmp_path):
     umask = os.umask(0o022)
     try:

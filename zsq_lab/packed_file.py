@@ -16,7 +16,7 @@ from .checkpoints import empty_student
 from .folding import FoldedBatchNorm, replace_module
 from .layers import QuantLayer, quant_layers
 from .packing import pack, unpack
-from .quantizer import dequantize
+from .quantizer import Quantizer, dequantize
 from .weight_file import read_weights, write_weights
 
 FORMAT = "zsq-lab packed 1"
@@ -36,10 +36,10 @@ def save_packed(student: nn.Module, path: Path, facts: dict) -> int:
     for name, layer in layers.items():
         quantizer = layer.weight_quantizer
         codes = quantizer.integers(layer.layer.weight.contiguous()) - quantizer.quant_min
-        stored[f"{name}.weight"] = torch.from_numpy(pack(codes.cpu().numpy(), quantizer.bits))
-        stored[f"{name}.scale"] = quantizer.scale.reshape(-1)
+        stored[_key(name, "weight")] = torch.from_numpy(pack(codes.cpu().numpy(), quantizer.bits))
+        stored[_key(name, "scale")] = quantizer.scale.reshape(-1)
         if not quantizer.symmetric:
-            stored[f"{name}.zero_point"] = quantizer.zero_point.reshape(-1)
+            stored[_key(name, "zero_point")] = quantizer.zero_point.reshape(-1)
     stored |= {key: values[key] for key in _rest(student)}
     stored = {key: value.detach().cpu().contiguous() for key, value in stored.items()}
     path = Path(path)
@@ -73,7 +73,7 @@ def _fill(student: nn.Module, stored: dict[str, Tensor]) -> nn.Module:
     """Put the stored numbers into a fresh student; what only BatchNorm's memory was for becomes a plain identity."""
     for module in [m for m in student.modules() if isinstance(m, FoldedBatchNorm)]:
         replace_module(student, module, nn.Identity())
-    known = {*INPUTS, *_rest(student), *(f"{name}.{part}" for name in quant_layers(student)
+    known = {*INPUTS, *_rest(student), *(_key(name, part) for name in quant_layers(student)
                                          for part in ("weight", "scale", "zero_point"))}
     if foreign := stored.keys() - known:
         raise ValueError(f"it holds '{min(foreign)}', which the network does not have")
@@ -83,9 +83,9 @@ def _fill(student: nn.Module, stored: dict[str, Tensor]) -> nn.Module:
         values |= _weight(name, layer, stored)
         for index in range(len(layer.input_quantizers)):
             scale, zero_point = next(sites)
-            prefix = f"{name}.input_quantizers.{index}"
+            prefix = _key(name, f"input_quantizers.{index}")
             values |= {f"{prefix}.scale": scale, f"{prefix}.zero_point": zero_point}
-    student.load_state_dict(values)
+    student.load_state_dict(values, strict=False)  # a module with two names is filled by its first
     return student.eval()
 
 
@@ -94,22 +94,32 @@ def _weight(name: str, layer: QuantLayer, stored: dict[str, Tensor]) -> dict[str
     quantizer, weight = layer.weight_quantizer, layer.layer.weight
     shape = [1] * weight.ndim
     shape[quantizer.axis] = -1
-    scale = stored[f"{name}.scale"].reshape(shape)
-    zero_point = torch.zeros_like(scale) if quantizer.symmetric else stored[f"{name}.zero_point"].reshape(shape)
-    codes = unpack(stored[f"{name}.weight"].numpy(), quantizer.bits, weight.numel())
+    scale = stored[_key(name, "scale")].reshape(shape)
+    zero_point = torch.zeros_like(scale) if quantizer.symmetric else stored[_key(name, "zero_point")].reshape(shape)
+    codes = unpack(stored[_key(name, "weight")].numpy(), quantizer.bits, weight.numel())
     integers = torch.from_numpy(codes.astype(np.float32)).reshape(weight.shape) + quantizer.quant_min
-    return {f"{name}.layer.weight": dequantize(integers, scale, zero_point), f"{name}.weight_quantizer.scale": scale,
-            f"{name}.weight_quantizer.zero_point": zero_point}
+    return {_key(name, "layer.weight"): dequantize(integers, scale, zero_point),
+            _key(name, "weight_quantizer.scale"): scale, _key(name, "weight_quantizer.zero_point"): zero_point}
 
 
 def _rest(student: nn.Module) -> list[str]:
-    """State that is neither a quantized weight, nor a quantizer's, nor the memory of a folded BatchNorm:
-    biases mostly."""
-    packed = {f"{name}.layer.weight" for name in quant_layers(student)}
-    memory = tuple(f"{name}." for name, m in student.named_modules() if isinstance(m, FoldedBatchNorm))
-    quantizers = tuple(f"{name}.{part}" for name in quant_layers(student)
-                       for part in ("weight_quantizer.", "input_quantizers."))
-    return [key for key in student.state_dict() if key not in packed and not key.startswith((*memory, *quantizers))]
+    """State that is neither a quantized weight, nor a quantizer's, nor the memory of a folded BatchNorm: biases mostly.
+
+    What has two names, because its module has, is here by the first of them.
+    """
+    seen = {id(layer.layer.weight) for layer in quant_layers(student).values()}
+    for module in student.modules():
+        if isinstance(module, Quantizer | FoldedBatchNorm):
+            seen |= {id(value) for value in (*module.parameters(), *module.buffers())}
+    names = {}
+    for key, value in student.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), key)
+    return [key for value, key in names.items() if value not in seen]
+
+
+def _key(name: str, part: str) -> str:
+    """The name of a part of a layer; a layer that is the whole model has none itself."""
+    return f"{name}.{part}" if name else part
 
 
 def _checksum(stored: dict[str, Tensor]) -> str:
