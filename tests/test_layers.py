@@ -277,3 +277,10 @@ def test_a_graph_of_another_model_is_refused():
     model, other = awaken(Residual()), awaken(Residual())
     with pytest.raises(ValueError, match="the graph is of another model.*trace this one"):
         quantize_model(model, QuantConfig(4, 4), trace(other, IMAGE))
+
+
+def test_quantizers_are_of_the_type_of_their_layers():
+    """As a packed file is loaded into them, wherever the network is and whatever the default type."""
+    model = awaken(Residual()).double().requires_grad_(False)
+    student = quantize_model(model, W4A4, trace(model, IMAGE))
+    assert {value.dtype for name, value in student.state_dict().items() if "quantizer" in name} == {torch.float64}

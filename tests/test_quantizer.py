@@ -235,6 +235,14 @@ def test_a_range_once_set_never_moves(training):
     assert (quantizer.scale.item(), quantizer.zero_point.item()) == before
 
 
+def test_what_is_loaded_has_the_shape_of_the_file_and_the_type_of_the_quantizer():
+    stored, quantizer = Quantizer(4, symmetric=False, axis=0), Quantizer(4, symmetric=False, axis=0).double()
+    stored.set_range(torch.tensor([[-1.0], [-2.0]]), torch.tensor([[1.0], [3.0]]))
+    quantizer.load_state_dict(stored.state_dict())
+    for own, given in zip(quantizer.state_dict().values(), stored.state_dict().values(), strict=True):
+        assert own.dtype == torch.float64 and torch.equal(own, given.double())
+
+
 def test_a_disabled_quantizer_hands_on_the_very_tensor():
     quantizer = Quantizer(2, symmetric=True)
     quantizer.enabled = False

@@ -176,7 +176,8 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
         weight_quantizer = Quantizer(weight_bits, symmetric=symmetric, axis=output_axis(layer))
         input_quantizers = [Quantizer(IMAGE_BITS if call in images else edge or config.activation_bits, symmetric=False)
                             for call in calls]
-        model = replace_module(model, layer, QuantLayer(layer, weight_quantizer, input_quantizers))
+        quantized = QuantLayer(layer, weight_quantizer, input_quantizers).to(layer.weight)  # device and type
+        model = replace_module(model, layer, quantized)
     if any(len(calls) > 1 for _, calls in sites.values()):
         model.register_forward_pre_hook(restart_calls)
     return model.eval()

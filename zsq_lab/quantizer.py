@@ -157,8 +157,9 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # A stored scale has the shape of the range it was fitted to, a new quantizer's is a single number.
         if prefix + "scale" in state_dict:
-            self.scale = nn.Parameter(torch.empty_like(state_dict[prefix + "scale"]), self.scale.requires_grad)
-            self.zero_point = torch.empty_like(state_dict[prefix + "zero_point"])
+            shapes = [state_dict[prefix + name].shape for name in ("scale", "zero_point")]
+            self.scale = nn.Parameter(self.scale.new_empty(shapes[0]), self.scale.requires_grad)
+            self.zero_point = self.zero_point.new_empty(shapes[1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def integers(self, x: Tensor) -> Tensor:
