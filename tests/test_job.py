@@ -20,7 +20,7 @@ def job(folder=None, **more) -> Job:
 def test_learning_rate_falls_with_the_width():
     rates = [learning_rate(QuantConfig(bits, 8)) for bits in (2, 3, 4, 5, 8)]
     assert rates == sorted(rates, reverse=True) and rates[0] > rates[2]
-    assert learning_rate(QuantConfig(8, 2)) == rates[0]
+    assert learning_rate(QuantConfig(8, 2)) == learning_rate(QuantConfig(8, 8, layer_bits={"fc": 2})) == rates[0]
 
 
 def test_the_pool_gives_images_of_the_pool_mirrored_half_of_the_time():

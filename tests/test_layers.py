@@ -62,6 +62,13 @@ def test_bad_configurations_are_refused(arguments, problem):
         QuantConfig(**arguments)
 
 
+@pytest.mark.parametrize("config, bits", [
+    (QuantConfig(4, 8), 4), (QuantConfig(4, 3), 3), (QuantConfig(8, 8, layer_bits={"a": 5, "b": 3}), 3),
+    (QuantConfig(2, 4, layer_bits={"a": 8}), 2), (QuantConfig(4, 4, edge_bits=8), 4)])
+def test_the_narrowest_of_all_widths(config, bits):
+    assert config.narrowest == bits
+
+
 def test_configuration_prints_its_convention():
     assert str(QuantConfig(4, 3)) == "W4A3 deployable"
     assert str(QuantConfig(2, 2, 8, "literature")) == "W2A2 literature, first and last layer 8 bits"

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from networks import IMAGE, Residual, awaken, images
+from networks import IMAGE, TINY, Residual, awaken, images, same_state
 from torch import nn
 from torch.testing import assert_close
 
@@ -95,6 +95,14 @@ def test_the_budget_is_kept_and_the_same_images_serve_again(tmp_path):
     assert sum(counts[name] * bits[name] for name in bits) <= 0.125 * 32 * sum(counts.values())
     assert result.report["size_budget"] == 0.125 and len(list(tmp_path.glob("sensitivity_*"))) == 1
     assert assign_bits(model, QuantConfig(8, 8), IMAGE, 0.125, shared=tmp_path) == bits
+
+
+def test_with_a_budget_the_named_weight_bits_decide_nothing():
+    """Neither which layer gets how many nor how the recipe works with them."""
+    wide, narrow = (quantize(awaken(Residual()), QuantConfig(bits, 8), "distilled", image_shape=IMAGE, size_budget=0.125,
+                             budget=TINY) for bits in (8, 2))
+    assert wide.report["config"] == narrow.report["config"]
+    assert same_state(wide.model.state_dict(), narrow.model.state_dict())
 
 
 @pytest.mark.parametrize("budget", [0, -1, 1.5])

@@ -229,9 +229,11 @@ def test_best_pastes_patches_only_at_two_bits_and_in_long_runs(monkeypatch, bits
     monkeypatch.setattr(synthetic, "patched", lambda sampler: wrapped.append(sampler) or sampler)
     monkeypatch.setattr(synthetic, "finetune", lambda *_, **__: None)
     work = job(budget=replace(TINY, finetune_iterations=steps))
-    work.config = QuantConfig(bits, 8)
-    synthetic.best(work)
-    assert bool(wrapped) == mixed
+    for config in (QuantConfig(bits, 8), QuantConfig(8, 8, layer_bits={"conv_a": bits})):
+        wrapped.clear()
+        work.config = config
+        synthetic.best(work)
+        assert bool(wrapped) == mixed
 
 
 def test_of_the_named_budgets_the_long_one_is_such_a_run():

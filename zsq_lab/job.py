@@ -140,7 +140,7 @@ def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> s
 
 def learning_rate(config: QuantConfig) -> float:
     """Adam's rate by the narrowest width: few levels need long steps, many are spoilt by them."""
-    return {2: 1e-3, 3: 5e-4, 4: 2e-4}.get(min(config.weight_bits, config.activation_bits), 5e-5)
+    return {2: 1e-3, 3: 5e-4, 4: 2e-4}.get(config.narrowest, 5e-5)
 
 
 def pool_sampler(images: Tensor, batch_size: int) -> Sampler:

@@ -57,6 +57,11 @@ class QuantConfig:
         if self.convention not in CONVENTIONS:
             raise ValueError(f"unknown convention '{self.convention}': expected one of {', '.join(CONVENTIONS)}")
 
+    @property
+    def narrowest(self) -> int:
+        """The least bits of the layers' weights and activations, those of the first and last layer aside."""
+        return min(self.weight_bits, self.activation_bits, *(self.layer_bits or {}).values())
+
     def __str__(self) -> str:
         edges = f", first and last layer {self.edge_bits} bits" if self.edge_bits else ""
         weights = "mixed " if self.layer_bits else f"W{self.weight_bits}"

@@ -100,7 +100,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     if size_budget is not None:
         layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
                                  Path(resume) if resume else None, task, progress=progress)
-        config = replace(config, layer_bits=layer_bits)
+        config = replace(config, layer_bits=layer_bits, weight_bits=min(layer_bits.values()))
     teacher, student = convert(model, config, tuple(image_shape))
     images = images.to(next(teacher.parameters())) if images is not None else None
     run = RunState()

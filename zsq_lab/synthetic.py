@@ -144,8 +144,7 @@ def _best_on(job: Job, images: Tensor) -> None:
     else:
         job.fit(images[:job.range_images])
         draw = pool_sampler(images, job.budget.batch_size)
-        bits = min(job.config.weight_bits, job.config.activation_bits)
-        by_heart = bits <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
+        by_heart = job.config.narrowest <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
         _finetune(job, patched(draw) if by_heart else draw, dense_layers, _loss_for(job, images[:job.budget.batch_size]))
 
 
