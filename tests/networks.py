@@ -122,6 +122,7 @@ LAYER_TYPES = {
     "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 3, bias=False), nn.BatchNorm1d, (3, 5)),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 4, 2), nn.BatchNorm3d, (2, 3, 3, 3)),
     "grouped transposed": (lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2), nn.BatchNorm2d, (6, 4, 4)),
+    "depthwise transposed": (lambda: nn.ConvTranspose2d(4, 4, 3, stride=2, groups=4), nn.BatchNorm2d, (4, 4, 4)),
     "linear": (lambda: nn.Linear(3, 4), nn.BatchNorm1d, (3,)),
 }
 

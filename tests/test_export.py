@@ -40,6 +40,19 @@ def test_all_kinds_of_layers(tmp_path, kind):
     assert np.abs(in_runtime(program, tmp_path / "q.onnx", x) - program(x).numpy()).max() < 1.01 * step
 
 
+@pytest.mark.parametrize("bits", [8, 3])
+@pytest.mark.parametrize("kind", ["transposed", "grouped transposed", "depthwise transposed"])
+@torch.no_grad()
+def test_weights_of_transposed_convolutions_are_stored_as_integers(tmp_path, kind, bits):
+    """With the scales that they have, along whichever axis: the runtime computes with the very same weights."""
+    network, shape = layer_and_norm(kind)
+    x, quantized = images(8, shape), student(network, bits, shape=shape)
+    program = deploy(quantized, shape, x)
+    np.testing.assert_allclose(in_runtime(program, tmp_path / "q.onnx", x), program(x).numpy(), atol=1e-5)
+    stored = [t.data_type for t in load_onnx(tmp_path / "q.onnx").graph.initializer if len(t.dims) == 4]
+    assert stored == [onnx.TensorProto.INT8 if bits == 8 else onnx.TensorProto.INT4]
+
+
 @pytest.mark.parametrize("bits, activation_bits", [(8, 8), (7, 8), (4, 4), (3, 5), (2, 8)])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()

@@ -20,7 +20,6 @@ from networks import (
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from zsq_lab.folding import output_axis
 from zsq_lab.graph import BATCH_NORMS, trace
 from zsq_lab.layers import (
     QuantConfig,
@@ -30,6 +29,7 @@ from zsq_lab.layers import (
     quant_layers,
     quantization_off,
     quantize_model,
+    scale_axis,
 )
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
 
@@ -83,7 +83,7 @@ def test_every_kind_of_layer_computes_with_quantized_weight_and_input(kind, conv
     (layer,) = quant_layers(student).values()
     x = images(4, shape, seed=5)
     plain = copy.deepcopy(layer.layer)
-    axis, weights = output_axis(plain), layer.weight_quantizer
+    axis, weights = scale_axis(plain), layer.weight_quantizer
     assert weights.scale.numel() == plain.weight.shape[axis]
     ends = (-8, 7) if convention == "deployable" else (0, 15)
     plain.weight.copy_(torch.fake_quantize_per_channel_affine(
@@ -93,6 +93,20 @@ def test_every_kind_of_layer_computes_with_quantized_weight_and_input(kind, conv
     torch.testing.assert_close(layer(x), plain(grid), rtol=1e-5, atol=1e-5)
     for channel in plain.weight.transpose(0, axis):
         assert len(channel.unique()) <= 16
+
+
+@pytest.mark.parametrize("kind", sorted(LAYER_TYPES.keys() - {"grouped transposed"}))  # that one has none
+def test_output_channels_of_very_different_size_have_scales_of_their_own(kind):
+    (layer, norm, _), shape = layer_and_norm(kind)
+    norm.weight, norm.bias = (nn.Parameter(values, False) for values in (torch.logspace(-3, 0, 4), torch.zeros(4)))
+    norm.running_mean.zero_()
+    model, x = nn.Sequential(layer, norm), images(8, shape)
+    layer.bias = None
+    student = calibrated(model, QuantConfig(8, 8), shape)
+    with torch.no_grad(), quantization_off(student, weights=False):
+        wrong, size = ((student(x) - model(x)).transpose(0, 1).flatten(1).norm(dim=1),
+                       model(x).transpose(0, 1).flatten(1).norm(dim=1))
+    assert (wrong < 0.02 * size).all()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -31,6 +31,7 @@ class QuantConfig:
     weight_bits, activation_bits: 2..16. edge_bits: bits of the first and last layer, None for the same as the others.
     convention: "deployable" (BatchNorm folded, weights symmetric per output channel, activations per tensor, ranges by
     error search) or "literature" (BatchNorm kept, weights affine min-max per channel, activations min-max per tensor).
+    Which weights have a scale in common: `scale_axis`.
     layer_bits: weight bits of single layers by name, where they differ (`mixed_precision`).
     """
 
@@ -157,6 +158,16 @@ def float_copy(model: nn.Module) -> nn.Module:
     return copied.to(memory_format=torch.channels_last) if 4 in dimensions and 5 not in dimensions else copied
 
 
+def scale_axis(layer: nn.Module) -> int:
+    """The dimension of a layer's weight along which each place has a scale of its own: that of the output channels.
+
+    A transposed convolution in groups, [in, out / groups, ...], has none. A depthwise one has a scale for each group, which
+    makes one output channel as a rule; in others the channels at the same place of all groups share a scale.
+    """
+    axis = output_axis(layer)
+    return 0 if axis == 1 and 1 < layer.groups == layer.in_channels else axis
+
+
 def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Module:
     """Replace the layers of `model` (in place) by quantized ones, ranges not yet set; returns the model.
 
@@ -178,7 +189,7 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
     for name, (layer, calls) in sites.items():
         edge = config.edge_bits if name in edges else None
         weight_bits = (config.layer_bits or {}).get(name) or edge or config.weight_bits
-        weight_quantizer = Quantizer(weight_bits, symmetric=symmetric, axis=output_axis(layer))
+        weight_quantizer = Quantizer(weight_bits, symmetric=symmetric, axis=scale_axis(layer))
         input_quantizers = [Quantizer(IMAGE_BITS if call in images else edge or config.activation_bits, symmetric=False)
                             for call in calls]
         quantized = QuantLayer(layer, weight_quantizer, input_quantizers).to(layer.weight)  # device and type

@@ -42,20 +42,13 @@ def _convolution(writer, step: Step) -> None:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = step.args
     attributes = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
     if transposed:
-        inputs = [writer.float_of(x), writer.layer_weight(weight, 1)] if groups == 1 or isinstance(weight, Tensor) else \
-            [writer.float_of(x), _grouped_transposed(writer, step)]
+        axis = writer.grid[weight].axis if isinstance(weight, Value) else 1
+        inputs = [writer.float_of(x), writer.layer_weight(weight, axis)]
         inputs += [writer.float_of(bias)] if bias is not None else []
         writer.result(writer.node("ConvTranspose", inputs, output_padding=output_padding, **attributes))
         return
     writer.result(writer.node("Conv", [writer.float_of(x), writer.layer_weight(weight, 0), *writer.layer_bias(step)],
                               **attributes))
-
-
-def _grouped_transposed(writer, step: Step) -> str:
-    """No axis of this weight runs over all output channels: it is stored in floats."""
-    weight = step.args[1]
-    quantized = writer.program.steps[weight.step]
-    return writer.constant(quantized.quantizer(quantized.args[0]), np.float32)
 
 
 def _linear(writer, step: Step) -> None:

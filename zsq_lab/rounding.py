@@ -8,7 +8,6 @@ kernel sum to between half a step and one. No data, no gradient, milliseconds. N
 import torch
 from torch import Tensor, nn
 
-from .folding import output_axis
 from .layers import QuantLayer, quant_layers
 
 
@@ -69,7 +68,7 @@ def squant(student: nn.Module) -> None:
 def squant_rounded(layer: QuantLayer) -> Tensor:
     """The SQuant-rounded weight of a layer whose weight range is set; the layer keeps its own."""
     quantizer, weight = layer.weight_quantizer, layer.layer.weight
-    axis = output_axis(layer.layer)
+    axis = quantizer.axis
     by_channel = weight.transpose(0, axis)
     as_rows = by_channel.reshape(by_channel.shape[0], by_channel.shape[1], -1)
     ends = (quantizer.quant_min, quantizer.quant_max)
