@@ -100,6 +100,14 @@ def test_agreement_on_synthetic_images_counts_equal_answers():
     assert synthetic_agreement(teacher, teacher, x).percent == 100
 
 
+def test_a_network_that_overwrites_its_images_leaves_those_of_the_others():
+    model = nn.Sequential(nn.Hardtanh(-0.1, 0.1, inplace=True), nn.Conv2d(3, 8, 3), nn.Flatten()).eval()
+    x = images(4, SMALL.image_shape).contiguous(memory_format=torch.channels_last)
+    before = x.clone()
+    synthetic_agreement(model, model, x)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten()),  # grayscale
                                      nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 1000)),  # another size
                                      nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))])  # no 5 classes

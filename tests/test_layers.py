@@ -32,6 +32,7 @@ from zsq_lab.layers import (
     scale_axis,
 )
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
+from zsq_lab.recipes import quantize
 
 W4A4 = QuantConfig(4, 4)
 
@@ -305,3 +306,38 @@ def test_quantizers_are_of_the_type_of_their_layers():
     model = awaken(Residual()).double().requires_grad_(False)
     student = quantize_model(model, W4A4, trace(model, IMAGE))
     assert {value.dtype for name, value in student.state_dict().items() if "quantizer" in name} == {torch.float64}
+
+
+class Centred(Residual):
+    """Normalises the very images that it is given; `change` is how."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("convention", ["deployable", "literature"])
+@pytest.mark.parametrize("change", [lambda x: x.sub_(0.5).mul_(2.0), lambda x: x.flatten(1).mul_(2.0),
+                                    nn.Hardtanh(-1, 1, inplace=True)], ids=["itself", "a view", "a module"])
+def test_images_that_a_model_overwrites_are_the_same_for_teacher_student_and_caller(change, convention):
+    model, x = awaken(Centred(change)), images(4)
+    expected = model(x.clone())
+    teacher, student = convert(model, QuantConfig(convention=convention), IMAGE)
+    with quantization_off(student):
+        for _ in range(2):
+            for network in (teacher, student):
+                torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(x, images(4))
+    kept = quantize(model, QuantConfig(4, 4, convention=convention), "real-ranges", image_shape=IMAGE, images=x).model
+    kept(x)
+    assert torch.equal(x, images(4))
+
+
+def test_images_that_a_model_leaves_alone_are_not_copied():
+    with torch.inference_mode():
+        networks = convert(awaken(Residual()), W4A4, IMAGE)
+    assert not any(network._forward_pre_hooks for network in networks)

@@ -121,7 +121,7 @@ def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
 @torch.inference_mode()
 def _top5(model: nn.Module, images: Tensor) -> Tensor:
     """The five likeliest classes [N, 5], best first. Raises ValueError, with the shapes, where the network refuses."""
-    images = images.to(next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
+    images = images.to(next(model.parameters()).device).clone(memory_format=torch.channels_last)  # others see them as well
     try:
         logits = model(images)
         return logits.topk(5).indices.cpu()

@@ -199,6 +199,21 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
     return model.eval()
 
 
+@torch.inference_mode(False)  # whose tensors do not know whether they were changed
+@torch.no_grad()
+def overwrites_images(model: nn.Module, image_shape: tuple[int, ...]) -> bool:
+    """Whether a forward pass changes the very images that it is given, to normalise them for instance."""
+    images = torch.zeros(2, *image_shape).to(next(model.parameters()))
+    before = images._version
+    model(images)
+    return images._version != before
+
+
+def copy_images(_model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook of a model that `overwrites_images`: teacher and student see the same ones, the caller keeps his."""
+    return inputs[0].clone(), *inputs[1:]
+
+
 def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """The pair that every recipe starts from: (teacher, student), both independent of `model`.
 
@@ -210,4 +225,8 @@ def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...])
     if config.convention == "deployable":
         teacher = fold_batchnorms(teacher, trace(teacher, image_shape))
     student = copy.deepcopy(teacher)
-    return teacher, quantize_model(student, config, trace(student, image_shape))
+    student = quantize_model(student, config, trace(student, image_shape))
+    if overwrites_images(teacher, image_shape):
+        for network in (teacher, student):
+            network.register_forward_pre_hook(copy_images)
+    return teacher, student
