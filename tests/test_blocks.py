@@ -6,6 +6,7 @@ from torch import nn
 
 from zsq_lab.blocks import block_inputs, block_outputs, chained, find_blocks, required_blocks
 from zsq_lab.efficientnet_lite import build
+from zsq_lab.graph import LAYERS
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.models import build as build_small
 
@@ -24,6 +25,33 @@ def test_blocks_of_known_networks():
 
 def test_a_layer_that_is_called_twice_is_left_alone():
     assert find_blocks(student(SharedConv()), IMAGE) == ["stem"]
+
+
+class Tied(nn.Module):
+    """Two blocks with one convolution in common, and a second name for the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, shared = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.a, self.b, self.c = (Pair(nn.Conv2d(4, 4, 3, padding=1), last) for last in (shared, shared, nn.Conv2d(4, 4, 1)))
+        self.watched = nn.ModuleList([self.stem, self.c])
+
+    def forward(self, x):
+        return self.c(self.b(self.a(self.stem(x))))
+
+
+class Pair(nn.Module):
+    def __init__(self, first, last):
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, x):
+        return x + self.last(self.first(x).relu())
+
+
+def test_blocks_that_share_a_layer_are_left_alone_and_each_has_one_name():
+    assert find_blocks(student(Tied()), IMAGE) == ["stem", "c"]
+    assert find_blocks(Tied(), IMAGE, LAYERS) == ["stem", "a", "b", "c"], "gradients may be checkpointed all the same"
 
 
 class Wrapped(nn.Module):

@@ -3,12 +3,13 @@
 What a block puts out is kept and goes into the next one, where that is what the model itself does with it; only where it
 does something in between, the images pass through all blocks before once more.
 """
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from .layers import QuantLayer, restart_calls
+from .layers import QuantLayer, quant_layers, restart_calls
 
 BATCH = 8  # images that pass at once
 
@@ -22,9 +23,10 @@ def find_blocks(student: nn.Module, image_shape: tuple[int, ...], kinds: tuple[t
     """Names of the modules that are reconstructed, in the order in which they run. kinds: what counts as a layer.
 
     The parts of nested `nn.Sequential`s and of the model itself, down to the first module with code of its own: a residual
-    block is one, a convolution with its norm and activation is one. Left out is what is not called exactly once, or takes or
-    gives anything but one tensor; its layers keep the ranges that they have. Where nothing is left, the model being wrapped
-    around another (`self.net(x).logits`), the parts of the parts are looked at, and so on.
+    block is one, a convolution with its norm and activation is one. Left out is what is not called exactly once, shares a
+    quantized layer with another, or takes or gives anything but one tensor; its layers keep the ranges that they have. Where
+    nothing is left, the model being wrapped around another (`self.net(x).logits`), the parts of the parts are looked at, and
+    so on.
     """
     names = list(_parts(student, "", kinds))
     while names:
@@ -44,7 +46,11 @@ def required_blocks(student: nn.Module, image_shape: tuple[int, ...]) -> list[st
 
 def _that_fit(model: nn.Module, image_shape: tuple[int, ...], names: list[str]) -> list[str]:
     """Those of the named modules that are called once, with one tensor, and give one; in the order in which they run."""
-    modules, order, unfit = dict(model.named_modules()), [], set()
+    modules, order = dict(model.named_modules()), []
+    names = [name for name in names if name in modules]  # the others are second names
+    layers = {name: quant_layers(modules[name]).values() for name in names}
+    holders = Counter(layer for held in layers.values() for layer in held)
+    unfit = {name for name, held in layers.items() if any(holders[layer] > 1 for layer in held)}
 
     def seen(name):
         def hook(_module, args, kwargs, output):
