@@ -80,6 +80,17 @@ class Mobile(nn.Module):
         return self.fc(self.body(x).mean((2, 3)))
 
 
+class Remembering(Residual):
+    """Keeps a tensor from one pass to the next with images of the same shape, as windows and positions are kept."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None or self.kept.shape != x.shape:
+            self.kept = torch.ones_like(x)
+        return super().forward(x * self.kept)
+
+
 class SharedConv(nn.Module):
     """One convolution called twice, on inputs of very different size."""
 

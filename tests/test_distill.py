@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import IMAGE, Mobile, Residual, SharedConv, awaken, images, same_state, snapshot
+from networks import IMAGE, Mobile, Remembering, Residual, SharedConv, awaken, images, same_state, snapshot
 from torch import nn
 
 from zsq_lab.distill import (
@@ -253,6 +253,13 @@ def test_feature_error_is_the_mean_relative_error_and_leaves_no_hook():
     assert feature_error(student, teacher, x, stages) == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
     assert feature_error(teacher, teacher, x, stages) == 0
     assert not any(m._forward_pre_hooks for m in [*student.modules(), *teacher.modules()])
+
+
+def test_what_a_model_keeps_from_feature_error_may_meet_gradients():
+    teacher, student, stages = pair(Remembering)
+    feature_error(student, teacher, draw(torch.Generator()), stages)
+    assert not student.kept.is_inference() and not teacher.kept.is_inference()
+    finetune(student, teacher, draw, stages, iterations=1, learning_rate=1e-3)
 
 
 def test_thorough_loss_worked_by_hand():

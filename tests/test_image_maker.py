@@ -1,7 +1,7 @@
 """Images for any network: large ones begin at a smaller side, resume in either half, and pay for no more than they should."""
 import pytest
 import torch
-from networks import IMAGE, Residual, awaken, images, teach
+from networks import IMAGE, Remembering, Residual, awaken, images, teach
 from torch import nn
 
 from zsq_lab.bn_stats import BatchNormStatistics
@@ -94,6 +94,11 @@ def test_a_network_of_one_size_gets_its_images_at_that_size(asserts):
                                              ((3, 160, 300), (3, 96, 192)), (LARGE, SMALL), ((3, 96, 96), None)])
 def test_the_smaller_side_is_a_multiple_of_32(photographer, shape, expected):
     assert smaller(photographer, shape) == expected
+
+
+def test_what_a_network_keeps_from_the_smaller_side_may_meet_gradients():
+    model = awaken(Remembering())
+    assert smaller(model, LARGE) == SMALL and not model.kept.is_inference()
 
 
 def test_scenes_keep_their_size(photographer):

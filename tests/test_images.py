@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot, teach
+from networks import IMAGE, Mobile, Remembering, Residual, awaken, images, same_state, snapshot, teach
 from torch import nn
 
 from zsq_lab.bn_stats import BatchNormStatistics
@@ -123,6 +123,12 @@ def test_activations_in_place_and_unfolded_batchnorms(network, folded):
 def test_count_classes():
     assert count_classes(awaken(Residual()), IMAGE) == 5
     assert count_classes(awaken(nn.Conv2d(3, 4, 1)), IMAGE) is None
+
+
+def test_what_a_model_keeps_while_classes_are_counted_may_meet_gradients():
+    model = awaken(Remembering()).requires_grad_(False)
+    made, _ = optimise_images(model, 2, IMAGE, iterations=1)  # a batch of the size that classes are counted with
+    assert made.isfinite().all() and not model.kept.is_inference()
 
 
 def test_a_model_without_statistics_and_a_divergence_are_named(teacher):

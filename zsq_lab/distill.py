@@ -101,7 +101,7 @@ def suited_loss(begun: float) -> Callable[..., Tensor]:
     return partial(thorough_loss, features=weight) if weight else knowledge_loss
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: what a model keeps from this pass may meet gradients in the next
 def feature_error(student: nn.Module, teacher: nn.Module, images: Tensor, stages: list[str]) -> float:
     """Mean `relative_error` of the student's features at these layers on images [N, ...]: how far it is from its teacher."""
     with Features(student, stages) as own, Features(teacher, stages) as wanted:

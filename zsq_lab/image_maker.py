@@ -45,7 +45,7 @@ def smaller(teacher: nn.Module, image_shape: tuple[int, ...], task: Task = CLASS
         return None
     shape = (image_shape[0], *(int(side * SMALL) // MULTIPLE * MULTIPLE for side in image_shape[1:]))
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             teacher(torch.zeros(2, *shape, device=next(teacher.parameters()).device))
     except Exception:  # a linear layer that counts positions raises RuntimeError, timm AssertionError: there is no one kind
         return None

@@ -22,7 +22,7 @@ SHIFT = 2  # pixels by which the whole batch moves at random before each look; o
 
 def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = CLASSIFICATION) -> int | None:
     """Number of classes that the model's output knows by its task ([N, K] means K to a classifier); None for none."""
-    with torch.inference_mode():
+    with torch.no_grad():  # and not inference_mode: what the model keeps from this pass may meet gradients in the next
         output = model(torch.zeros(2, *image_shape, device=next(model.parameters()).device))
     return task.classes(output)
 
