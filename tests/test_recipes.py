@@ -208,6 +208,31 @@ def test_other_precisions(dtype):
     assert relative_error(result.model(images(8)), awaken(Residual())(images(8))) < 0.05
 
 
+@pytest.fixture
+def default_type():
+    """The caller's, which a test may change."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_callers_default_type_decides_nothing(recipe, default_type):
+    expected, model = standard(recipe, "deployable").model, awaken(Residual())
+    given = {"images": images(16)} if RECIPES[recipe].needs_images else {}
+    torch.set_default_dtype(torch.float64)
+    result = run(model, recipe, **given)
+    assert same_state(expected.state_dict(), result.model.state_dict())
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_the_callers_default_type_is_his_again_after_an_error(default_type):
+    torch.set_default_dtype(torch.float64)
+    with pytest.raises(ValueError, match="unknown recipe"):
+        quantize(awaken(Residual()), recipe="magic", image_shape=IMAGE)
+    assert torch.get_default_dtype() == torch.float64
+    assert synthesize(awaken(Residual()), 2, image_shape=IMAGE, budget=TINY).dtype == torch.float32
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("recipe", ["rtn-bn", "distilled", "real-finetune"])
 def test_works_where_the_caller_has_switched_gradients_off(recipe, context):

@@ -5,7 +5,8 @@ A recipe sets a student's ranges, and perhaps its weights, from what it may look
 """
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -64,12 +65,24 @@ class Result:
     report: dict
 
 
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Inside the block new tensors are float32 as the networks of a job are, whatever the caller's default type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
+@in_float32()
 def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = "distilled", *,
              image_shape: tuple[int, ...], seed: int = 0, budget: str | Budget = "standard",
              images: Tensor | None = None, progress: bool = False, resume: Path | None = None,
              stages: list[str] | None = None, size_budget: float | None = None, task: str | Task = CLASSIFICATION) -> Result:
-    """Quantize any model with convolutions or linears; the model itself is left untouched.
+    """Quantize any model with convolutions or linears; the model itself is left untouched, the result computes in float32.
 
     image_shape: one input without the batch dimension, (3, 32, 32). budget: a name of BUDGETS or a Budget.
     images: real images [N, *image_shape] as the model takes them, for the reference recipes only.
@@ -123,6 +136,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
 
 
 @torch.inference_mode(False)
+@in_float32()
 def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], seed: int = 0,
                budget: str | Budget = "standard", progress: bool = False, resume: Path | None = None,
                task: str | Task = CLASSIFICATION) -> Tensor:
