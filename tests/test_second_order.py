@@ -6,7 +6,8 @@ import torch
 from networks import IMAGE, LAYER_TYPES, Mobile, awaken, images, layer_and_norm
 from torch import nn
 
-from zsq_lab.layers import QuantConfig, convert, quant_layers
+from zsq_lab.layers import QuantConfig, QuantLayer, convert, quant_layers
+from zsq_lab.quantizer import Quantizer
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
 from zsq_lab.second_order import descend, input_moments, is_known, round_in_order, round_layer
 
@@ -92,6 +93,28 @@ def test_a_layers_output_comes_nearer_and_its_mean_error_vanishes():
         torch.testing.assert_close(layer.weight_quantizer(own.weight), own.weight)
     assert (rounded - wanted).square().sum() < 0.8 * (nearest - wanted).square().sum()
     assert (rounded - wanted).mean((0, 2, 3)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("layer, known", [
+    (lambda: nn.Linear(25088, 4096), False), (lambda: nn.Linear(150_528, 10), False), (lambda: nn.Linear(4725, 1575), True),
+    (lambda: nn.Conv2d(512, 512, 3), True), (lambda: nn.Conv2d(2688, 448, 1), True), (lambda: nn.Linear(2048, 1000), True),
+    (lambda: nn.Conv2d(2688, 2688, 5, groups=2688), True)],
+    ids=["VGG-16", "pixels", "a minute", "ResNet-50", "EfficientNet-Lite4", "the last of ResNet-50", "depthwise"])
+def test_layers_that_would_take_hours_or_all_memory_are_not_known(layer, known):
+    with torch.device("meta"):
+        assert is_known(QuantLayer(layer(), Quantizer(4, symmetric=True, axis=0), [])) == known
+
+
+def test_a_layer_that_is_too_wide_is_rounded_to_nearest(monkeypatch):
+    x = images(4, (6, 5, 5))
+    _, student = convert(awaken(nn.Sequential(nn.Conv2d(6, 4, 3))), QuantConfig(4, 8), (6, 5, 5))
+    fit_weight_ranges(student, search=True)
+    fit_input_ranges(student, [x], search=True)
+    layer, = quant_layers(student).values()
+    nearest = layer.weight_quantizer(layer.layer.weight)
+    monkeypatch.setattr("zsq_lab.second_order.MOST", 54 * (54 + 40 * 4) - 1)  # 54 weights of a channel, 40 scales
+    round_in_order([layer], student, x)
+    assert torch.equal(layer.layer.weight, nearest)
 
 
 def test_layers_of_every_kind_end_on_their_grids():

@@ -19,13 +19,25 @@ RIDGE = 0.3  # added to H, as a share of its mean diagonal: what a few images ca
 MEANS_SHARE = 0.3  # of the squared mean inputs that counts although the bias takes their error away
 FEW = 64  # weights of a channel up to which many scales are tried
 SHARES = (torch.linspace(0.5, 1.15, 40), torch.linspace(0.7, 1.05, 6))  # of the scale that the range has: few, many weights
+# Numbers in H and in the weights at all scales together, up to which a layer is rounded here: with as many, 4,700 inputs and
+# 1,600 outputs, it takes a gigabyte and a minute on one core. ResNet-50's widest has half of them; the first linear of VGG-16,
+# 25,088 to 4,096, would take 20 gigabytes and 1.7 hours.
+MOST = 2**26
 
 
 def is_known(layer: QuantLayer) -> bool:
-    """Whether this file can round the layer: a linear or a zero-padded 2-d convolution, with a symmetric weight range."""
+    """Whether this file can round the layer: a linear or a zero-padded 2-d convolution, with a symmetric weight range, that
+    is not too wide."""
     own = layer.layer
     plain = isinstance(own, nn.Conv2d) and own.padding_mode == "zeros" and not isinstance(own.padding, str)
-    return (isinstance(own, nn.Linear) or plain) and layer.weight_quantizer.symmetric and output_axis(own) == 0
+    known = (isinstance(own, nn.Linear) or plain) and layer.weight_quantizer.symmetric and output_axis(own) == 0
+    return known and _numbers(own) <= MOST
+
+
+def _numbers(layer: nn.Module) -> int:
+    """In the matrices H of a layer's groups, and in its weights at all scales that are tried."""
+    inputs = layer.weight[0].numel()
+    return inputs * (getattr(layer, "groups", 1) * inputs + len(SHARES[inputs > FEW]) * len(layer.weight))
 
 
 @torch.no_grad()
@@ -33,7 +45,7 @@ def round_in_order(layers: list[QuantLayer], block: nn.Module, inputs: Tensor) -
     """Round the layers of a block one after another, in the order in which they run, each on what it gets from those before.
 
     inputs: the block's, [N, ...]. Weights, weight scales and biases change in place: the mean error that is left in each
-    channel goes into the bias. Layers of another kind are rounded to nearest.
+    channel goes into the bias. Layers that are not known are rounded to nearest.
     """
     order = []
     handles = [layer.register_forward_pre_hook(lambda layer, _: order.append(layer)) for layer in layers]
