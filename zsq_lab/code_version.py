@@ -1,7 +1,7 @@
 """Which code made something: a digest of files of the module and of all of the module that they import.
 
 Results, kept images and half-finished runs are named by it, so that each is found again exactly as long as it holds. What
-counts is the syntax: no comment and no docstring decides a number.
+counts is the syntax: no comment and no docstring decides a number, and no version of Python.
 """
 import ast
 import hashlib
@@ -60,7 +60,19 @@ def _syntax(source: str, homes: frozenset[str]) -> tuple[set[str], str]:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0].value.value = ""  # a docstring
-    return set().union(*map(_imported, tree.body)), ast.dump(tree)
+        if isinstance(node, ast.JoinedStr):  # Python 3.12.1 ends the format in f"{x:<{width}}" with an empty string
+            node.values = [part for part in node.values if not isinstance(part, ast.Constant) or part.value]
+    return set().union(*map(_imported, tree.body)), _text(tree)
+
+
+def _text(node) -> str:
+    """As `ast.dump`, whose treatment of empty fields depends on the version of Python, and some versions have more of them."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_text, node))}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)  # which characters repr() would print depends on the version as well
+    filled = [f"{name}={_text(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(filled)})"
 
 
 def _imported(node: ast.stmt) -> set[str]:
