@@ -122,6 +122,14 @@ def test_card(tmp_path):
     assert "`python -m zsq_lab train`" in card and "earlier" not in card
 
 
+def test_every_checkpoint_has_a_card_of_its_own(tmp_path):
+    for name in ("net.v1", "net.v2", "x.md", "y.safetensors"):
+        (tmp_path / name).write_text("weights")
+        write_card(tmp_path / name, FACTS)
+    cards = {path.name for path in tmp_path.iterdir() if path.read_text() != "weights"}
+    assert cards == {"net.v1.md", "net.v2.md", "x.md.md", "y.md"} and len(list(tmp_path.iterdir())) == 8
+
+
 def test_card_of_a_second_training_has_a_table_for_the_first(tmp_path):
     write_card(tmp_path / "x.safetensors", FACTS | {"start_accuracy": 91.1, "start_command": "python -m zsq_lab train"})
     own, earlier = (tmp_path / "x.md").read_text().split("\n\nTraining went on from an earlier checkpoint:\n\n")

@@ -78,7 +78,12 @@ def write_card(path: Path, facts: dict) -> None:
              _table({key: value for key, value in facts.items() if not key.startswith("start_")})]
     if start:
         parts += ["Training went on from an earlier checkpoint:", _table(start)]
-    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    card_path(path).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def card_path(path: Path) -> Path:
+    """Where the card of a checkpoint lies; what ends in anything but .safetensors keeps that ending before the card's."""
+    return path.with_name(f"{path.name.removesuffix('.safetensors')}.md")
 
 
 def _table(facts: dict) -> str:
