@@ -7,7 +7,7 @@ import torch
 from networks import images
 from PIL import Image
 
-from zsq_lab.calibration_set import read_calibration_set, write_calibration_set
+from zsq_lab.calibration_set import read_calibration_set, save_npz, write_calibration_set
 from zsq_lab.data import find_dataset
 
 SHAPE = (3, 12, 10)
@@ -80,6 +80,22 @@ def test_a_file_is_no_folder(tmp_path):
     for out in ("file", "file/set", "file/deep/set"):
         with pytest.raises(ValueError, match="is a file, or inside of one"):
             write_calibration_set(tmp_path / out, images(2, SHAPE), find_dataset("embedded"), {})
+
+
+def test_what_is_cut_off_leaves_the_old_set_and_nothing_else(written, tmp_path, monkeypatch):
+    folder, made, _ = written
+    save_npz(tmp_path / "images.v1", made, find_dataset("embedded"))
+
+    def cut_off(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(np, "savez", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_calibration_set(folder, made[:2], find_dataset("embedded"), {})
+    with pytest.raises(KeyboardInterrupt):
+        save_npz(tmp_path / "images.v1", made[:2], find_dataset("embedded"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.v1", "set"]
+    assert len(read_calibration_set(folder)) == len(read_calibration_set(tmp_path / "images.v1")) == 5
 
 
 def test_damaged_and_foreign_sets_are_one_clear_error(written, tmp_path):

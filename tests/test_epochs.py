@@ -97,6 +97,20 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_epoch(tmp_path, capsys):
     assert go(cut, state_file=file, progress=False)[1] == facts, "nothing left to do: what was known then"
 
 
+def test_a_state_that_is_cut_off_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch):
+    model, file, save = nn.Linear(1, 1), tmp_path / "state.0.pt", torch.save
+    run(lambda *_: model(torch.ones(1)).sum(), model=model, epochs=1, state_file=file)
+    before = file.read_bytes()
+
+    def cut_off(state, partial):
+        save(state, partial)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda *_: model(torch.ones(1)).sum(), model=model, state_file=file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
 def test_a_state_belongs_to_its_settings_and_to_the_bytes_it_started_from(tmp_path):
     start, copy, other = (tmp_path / name for name in ("a", "b", "c"))
     for file, content in ((start, b"1"), (copy, b"1"), (other, b"2")):

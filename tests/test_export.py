@@ -1,6 +1,7 @@
 """Exported files: what the runtime computes, which versions they name, and that a bad file is refused before it can do harm."""
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,18 @@ def test_int4_and_int8_storage_of_the_same_weights_compute_the_same(tmp_path):
     _, program = deployed("residual", 4)
     a, b = (in_runtime(program, tmp_path / f"{int4}.onnx", images(6), int4=int4) for int4 in (True, False))
     assert np.array_equal(a, b)
+
+
+def test_an_export_that_is_cut_off_leaves_the_old_file_and_nothing_else(file, monkeypatch):
+    before = file.read_bytes()
+
+    def cut_off(partial, content):
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_onnx(deployed("residual")[1], file)
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
 
 
 def test_an_operation_without_a_translation_is_named():

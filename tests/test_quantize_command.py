@@ -5,7 +5,7 @@ import pytest
 import torch
 from command_line import PROMISED, QUANTIZE, run
 
-from zsq_lab import data
+from zsq_lab import data, weight_file
 from zsq_lab.checkpoints import load_quantized
 from zsq_lab.job import BUDGETS, Budget
 from zsq_lab.resume import RunState
@@ -78,8 +78,10 @@ def test_a_damaged_state_is_one_line_that_names_the_file(capsys, tmp_path, monke
     assert str(file) in err and "delete it" in err
 
 
-def test_a_file_that_cannot_be_written_is_one_line_that_names_it(capsys, tmp_path):
-    (tmp_path / "small.partial").mkdir()  # in the way of the file that is renamed in the end
+def test_a_file_that_cannot_be_written_is_one_line_that_names_it(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(weight_file, "save", full)
     file = tmp_path / "small.safetensors"
     status, out, err = run(capsys, *QUANTIZE, "--recipe", "rtn-bn", "--out", str(file))
     assert status == 1 and out == "" and err.strip().splitlines()[-1].startswith(f"zsq_lab: {file} could not be written: ")

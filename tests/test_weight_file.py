@@ -60,3 +60,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OSError, match="file could not be written: no space left"):
         write_weights(path, TENSORS, {"facts": "new"})
     assert read_weights(path)[1] == {"facts": "old"} and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_differ_in_their_ending_are_written_at_the_same_time(tmp_path, monkeypatch):
+    write, others = Path.write_bytes, [tmp_path / "w4a4.seed1"]
+
+    def another_comes_in_between(partial, content):
+        write(partial, content)
+        if others:
+            write_weights(others.pop(), TENSORS, {"facts": "1"})
+    monkeypatch.setattr(Path, "write_bytes", another_comes_in_between)
+    write_weights(tmp_path / "w4a4.seed0", TENSORS, {"facts": "0"})
+    assert {path.name: read_weights(path)[1]["facts"] for path in tmp_path.iterdir()} == {"w4a4.seed0": "0", "w4a4.seed1": "1"}

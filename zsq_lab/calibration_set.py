@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Dataset
+from .whole_file import beside, whole
 
 FORMAT = "zsq-lab calibration set 1"
 
@@ -26,23 +27,30 @@ def write_calibration_set(folder: Path, images: Tensor, dataset: Dataset, facts:
     The folder appears complete or not at all; an earlier calibration set there is replaced, anything else is an error.
     """
     folder = check_place(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
-    save_npz(partial / "images.npz", images, dataset)
-    pictures = _pictures(partial / "images", images, dataset)
+    partial = beside(folder)
+    try:
+        manifest = _fill(partial, images, dataset, facts)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _fill(folder: Path, images: Tensor, dataset: Dataset, facts: dict) -> dict:
+    (folder / "images").mkdir(parents=True)
+    save_npz(folder / "images.npz", images, dataset)
+    pictures = _pictures(folder / "images", images, dataset)
     manifest = {
         "format": FORMAT, **facts, "n": len(images), "shape": list(images.shape[1:]), "layout": "NCHW",
         "channels": "RGB",
         "normalisation": {"formula": "input = (pixel / 255 - mean) / std, per channel", "mean": list(dataset.mean),
                           "std": list(dataset.std)},
         "arrays": {"file": "images.npz", "key": "images", "dtype": "float32", "normalised": True,
-                   "sha256": _digest(partial / "images.npz")},
+                   "sha256": _digest(folder / "images.npz")},
         "pictures": {"folder": "images", "dtype": "uint8", "normalised": False, "clipped": pictures.pop("clipped"),
                      "sha256": pictures}}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -63,9 +71,8 @@ def check_place(folder: Path) -> Path:
 
 def save_npz(path: Path, images: Tensor, dataset: Dataset) -> None:
     """The arrays alone, atomically: `images` normalised, `mean`, `std`; pixels are images * std + mean."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, images=images.cpu().numpy(), mean=np.float32(dataset.mean), std=np.float32(dataset.std))
-    partial.replace(path)
+    with whole(path) as partial, open(partial, "wb") as file:  # NumPy would add an ending to a name
+        np.savez(file, images=images.cpu().numpy(), mean=np.float32(dataset.mean), std=np.float32(dataset.std))
 
 
 def read_calibration_set(path: Path) -> Tensor:

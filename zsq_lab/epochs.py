@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .whole_file import whole
+
 
 def learning_rate(step: float, steps: int, peak: float) -> float:
     """One cycle: linear from peak/10 to the peak at 20 % of the run, then linear to zero."""
@@ -77,10 +79,8 @@ def run_epochs(model: nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def _save_state(path: Path, **state) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        torch.save(state, partial)
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, float]:

@@ -19,6 +19,7 @@ from .layers import float_copy
 from .onnx_graph import GraphWriter
 from .program import Program
 from .recorder import record
+from .whole_file import whole
 
 EXTRA = "install the extra: pip install -c constraints.txt -e .[export]"
 
@@ -40,10 +41,8 @@ def save_onnx(program: Program, path: Path, facts: dict | None = None, *, int4: 
     onnx.helper.set_model_props(model, {"facts": json.dumps(facts or {}), "checksum": _checksum(model)})
     onnx.checker.check_model(model, full_check=True)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(model.SerializeToString())
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_bytes(model.SerializeToString())
     return describe(model) | {"bytes": path.stat().st_size}
 
 

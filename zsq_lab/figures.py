@@ -12,6 +12,8 @@ from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 from PIL import Image as Picture
 
+from .whole_file import whole
+
 LINE = 96  # characters that fit on a line of a notebook's page; longer lines break in the middle of a word
 LARGE = 60_000  # bytes from which a figure is worth a palette: pictures, hardly ever charts
 
@@ -56,11 +58,10 @@ def save(figure: Figure, sentence: str, path: Path | str) -> Path:
     path = Path(path)
     if path.suffix not in WORDS:
         raise ValueError(f"{path.name}: expected a name that ends in {', '.join(WORDS)}")
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
-        figure.savefig(partial, dpi=200, metadata={WORDS[path.suffix]: sentence, **DATES[path.suffix]})
-        partial.replace(path)
+        with whole(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:], dpi=200,
+                           metadata={WORDS[path.suffix]: sentence, **DATES[path.suffix]})
     finally:
-        partial.unlink(missing_ok=True)
         plt.close(figure)
     return path

@@ -24,6 +24,7 @@ from .job import MAKERS, fingerprint
 from .layers import QuantConfig, convert
 from .memory import keep_freed_memory
 from .resume import RunState
+from .whole_file import whole
 
 FILE = Path(__file__).resolve().parent.parent / "data" / "imagenet_synthetic.jpg"
 MODEL, SEED, ITERATIONS, COLUMNS = "imagenet/efficientnet_lite0", 1_000_003, 160, 4
@@ -51,10 +52,8 @@ def make(file: Path = FILE, iterations: int = ITERATIONS, labels: tuple[int, ...
     for index, image in enumerate(pixels):
         top, left = index // COLUMNS * side, index % COLUMNS * side
         sheet[top:top + side, left:left + side] = image.permute(1, 2, 0).numpy()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    Image.fromarray(sheet).save(partial, "JPEG", quality=92, subsampling=0)
-    partial.replace(file)
+    with whole(file) as partial:
+        Image.fromarray(sheet).save(partial, "JPEG", quality=92, subsampling=0)
     read, wanted = load(file, labels, preprocess)
     with torch.inference_mode(), BatchNormStatistics(teacher) as statistics:
         believed = int((teacher(read).argmax(1) == wanted).sum())

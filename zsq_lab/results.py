@@ -6,7 +6,6 @@ written atomically; a damaged or foreign one is named and skipped, never trusted
 """
 import hashlib
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from .image_folder import find_images
 from .imagenet_models import is_imagenet, weights_file
 from .tasks import task_of
 from .transfer import disk_errors
+from .whole_file import whole
 
 ON_IMAGENET = ("imagenet_evaluate", "efficientnet_lite")  # files that measure networks of ImageNet
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "results"
@@ -81,7 +81,6 @@ def weights_version(model: str) -> str:
 
 def write(folder: Path, item: Item, measured: dict) -> Path:
     """Write a result's file. Raises DiskError, which names it, where that cannot be done."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{item.digest()}.json"
     write_text(file, json.dumps({"item": vars(item), "measured": measured}, indent=1))
     return file
@@ -89,13 +88,8 @@ def write(folder: Path, item: Item, measured: dict) -> Path:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file atomically: a reader sees all of it or nothing. Raises DiskError, which names it."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        with disk_errors(file):
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_errors(file), whole(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read(file: Path) -> tuple[Item, dict] | None:
@@ -167,7 +161,6 @@ def _table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
 def save_csv(table: pd.DataFrame, file: Path) -> None:
     """Write a table with COLUMNS in a fixed order of rows, atomically."""
     table = table.sort_values([*SETTING, "seed"], kind="stable")[list(COLUMNS)].astype({"edge_bits": "Int64"})
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, table.to_csv(index=False, lineterminator="\n"))
 
 

@@ -3,7 +3,6 @@
 A run has named phases (images, generator, game, fine-tuning). Each keeps one file, replaced atomically, that holds all
 that decides the rest of the phase, the random generators included: a resumed run ends with the very same numbers.
 """
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .distributed import is_first
+from .whole_file import whole
 
 
 class RunState:
@@ -50,15 +50,11 @@ class RunState:
         if self.folder is None or self._lost or not is_first() or not due:
             return
         content = state() | {"seconds": time.monotonic() - self._started.get(phase, time.monotonic())}
-        partial = self._file(phase).with_suffix(f".{os.getpid()}.partial")  # two processes may share a phase
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(content, partial)
-            partial.replace(self._file(phase))
+            with whole(self._file(phase)) as partial:
+                torch.save(content, partial)
         except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
             self._lost = True
-            with suppress(OSError):
-                partial.unlink()
             warnings.warn(f"{self.folder} cannot keep this run's state ({str(error).splitlines()[0]}); an interruption starts "
                           "it anew", stacklevel=2)
         self._written = time.monotonic()

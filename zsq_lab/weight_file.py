@@ -2,13 +2,14 @@
 
 Such a file holds numbers and no code, so that a foreign one may be opened.
 """
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from .whole_file import whole
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -22,15 +23,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_weights(path: Path, tensors: dict[str, Tensor], text: dict[str, str]) -> None:
     """Write atomically, folders included: a reader sees the old file or the new one. Raises OSError where that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Copies, as safetensors refuses tensors that share memory: those of a module with two names.
     tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_bytes(save(tensors, text))  # not save_file: its files can be read by their owner alone
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_bytes(save(tensors, text))  # not save_file: its files can be read by their owner alone
     except OSError as error:  # of a full disk, for instance: it names no file
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        with suppress(OSError):  # what could not be written may not be there to remove either
-            partial.unlink(missing_ok=True)
