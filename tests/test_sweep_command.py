@@ -66,7 +66,7 @@ def test_a_plan_is_swept_as_a_whole_or_narrowed(capsys, tmp_path, monkeypatch):
     (["--slurm"], "SlurmExecutor", None), (["--cluster", "tcp://127.0.0.1:9"], "DaskExecutor", None)])
 def test_a_sweep_runs_where_it_is_told_to(capsys, tmp_path, monkeypatch, arguments, engine, threads):
     for name in ("DaskExecutor", "SlurmExecutor"):
-        monkeypatch.setattr(engines, name, type(name, (engines.InProcess,), {"__init__": lambda self, *where: None}))
+        monkeypatch.setattr(engines, name, type(name, (engines.InProcess,), {"__init__": lambda self, *where, **more: None}))
     asked = {}
 
     def note(items, out, *, engine, threads):
@@ -76,6 +76,20 @@ def test_a_sweep_runs_where_it_is_told_to(capsys, tmp_path, monkeypatch, argumen
     monkeypatch.setattr(sweeps, "sweep", note)
     status, _, _ = run(capsys, *SWEEP, *arguments, "--out", str(tmp_path))
     assert status == 0 and asked == {"engine": engine, "threads": threads}
+
+
+@pytest.mark.parametrize("arguments, cpus", [(["--threads", "4"], 4), ([], 128)])
+def test_a_slurm_job_asks_for_the_cores_that_its_item_uses(tmp_path, monkeypatch, arguments, cpus):
+    submitit, asked = pytest.importorskip("submitit"), {}
+
+    class Asked:
+        def __init__(self, folder, cluster):
+            self.update_parameters = asked.update
+    monkeypatch.setattr(submitit, "AutoExecutor", Asked)
+    monkeypatch.setattr(engines, "cores", lambda: 128)
+    args = build_parser().parse_args([*SWEEP, "--slurm", *arguments])
+    sweep_command._engine(args, tmp_path)().shutdown()
+    assert asked["cpus_per_task"] == cpus
 
 
 def test_a_bare_name_means_the_data_of_its_task(capsys, tmp_path, monkeypatch):

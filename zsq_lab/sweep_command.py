@@ -27,7 +27,8 @@ def add_arguments(sub: Parser) -> None:
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="of the results; default data/cache/results")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write all results of the folder to this table as well")
     sub.add_argument("--workers", type=positive, metavar="N", help="processes on this machine; default: this process")
-    sub.add_argument("--threads", type=positive, metavar="N", help="of each item; default: cores / workers")
+    sub.add_argument("--threads", type=positive, metavar="N",
+                     help="of each item, and the cores that its SLURM job asks for; default: cores / workers")
     sub.add_argument("--cluster", metavar="ADDRESS", help="a Dask scheduler, tcp://host:8786")
     sub.add_argument("--slurm", action="store_true", help="one SLURM job for each item, through submitit")
     sub.add_argument("--status", action="store_true", help="only say how far the sweep in --out is")
@@ -115,7 +116,8 @@ def _engine(args, out: Path):
     if args.cluster:
         return lambda: DaskExecutor(args.cluster)
     if args.slurm:
-        return lambda: SlurmExecutor(out / "slurm")
+        asked = {"cpus_per_task": args.threads} if args.threads else {}
+        return lambda: SlurmExecutor(out / "slurm", **asked)
     return processes(args.workers) if args.workers else InProcess
 
 
