@@ -1,5 +1,6 @@
 """A stand-in for EfficientNet-Lite0 with a thousand classes and one convolution, and a folder of images for it."""
 from functools import partial
+from pathlib import Path
 
 import pytest
 from networks import TINY, awaken, images, teach
@@ -38,6 +39,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(imagenet_models, "build", lambda own: network())
     monkeypatch.setattr(imagenet_sweep, "preprocess", lambda name: SMALL)
     monkeypatch.setattr(results, "weights_version", lambda model: "0")
+    monkeypatch.setattr(results, "weights_file", lambda name: Path(__file__))  # any that is there
     monkeypatch.setattr(imagenet_command, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(image_folder, "spare_cores", lambda: 0)

@@ -106,6 +106,15 @@ def test_a_slow_line_is_waited_for_as_there_is_no_other_source(hub, at_address, 
     assert same_state(model.state_dict(), values) and len(server.log) == 1
 
 
+def test_weights_are_fetched_once(hub, at_address, serve):  # noqa: F811
+    server = serve({"weights.pth": b"weights"})
+    at_address(server.url("weights.pth"))
+    for _ in range(2):
+        assert imagenet_models.fetched("imagenet/squeezenet1_1") == hub / "weights.pth"
+    assert (hub / "weights.pth").read_bytes() == b"weights" and len(server.log) == 1
+    assert [file.name for file in hub.iterdir()] == ["weights.pth"]
+
+
 def test_a_file_put_there_by_hand_is_taken_and_a_damaged_one_named(hub):
     wanted = build("squeezenet1_1")
     file = put("imagenet/squeezenet1_1", wanted.state_dict())

@@ -47,6 +47,27 @@ def test_the_networks_weights_are_in_the_digest(tmp_path, monkeypatch, fresh):
     assert ITEM.digest() != before
 
 
+def test_weights_that_are_absent_are_fetched_to_name_a_result_and_not_to_read_one(tmp_path, monkeypatch, fresh):
+    """Neither `sweep` on a network of torchvision depends on what came before it, nor does a table cause a download."""
+    file, asked = tmp_path / "weights.pth", []
+
+    def fetch(name):
+        asked.append(name)
+        file.write_bytes(b"weights")
+        return file
+    monkeypatch.setattr(results, "fetched", fetch)
+    monkeypatch.setattr(results, "weights_file", lambda name: file)
+    monkeypatch.setattr(results, "find_images", lambda: None)
+    item = replace(ITEM, model="imagenet/resnet18")
+    write(tmp_path / "out", item, NUMBERS)
+    assert asked == ["imagenet/resnet18"] and len(load(tmp_path / "out")) == 1
+    file.unlink()
+    fresh()
+    with pytest.warns(UserWarning, match="1 results of other code or weights are left out"):
+        assert load(tmp_path / "out").empty
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("file, old, new", [
     ("post_training.py", "job.fit(job.noise(job.statistics_images))", "job.fit(job.noise(7))"),  # the recipe itself
     ("job.py", "CALIBRATION_BATCH = 128", "CALIBRATION_BATCH = 64"),  # what it calls

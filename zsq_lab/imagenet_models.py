@@ -88,6 +88,15 @@ def weights_file(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / _weights(own).url.rsplit("/", 1)[-1]
 
 
+def fetched(name: str) -> Path:
+    """`weights_file` of a full name, downloaded if it is not there. Raises ValueError where that fails."""
+    file = weights_file(name)
+    if not file.is_file() and name not in PACKAGED:
+        own = name.removeprefix(PREFIX)
+        _download(own, _weights(own).url, file)
+    return file
+
+
 def torchvision_names() -> list[str]:
     """The names of torchvision's classifiers."""
     models = import_torchvision().models
@@ -116,9 +125,7 @@ def _torchvision_preprocess(weights) -> Preprocess:
 
 
 def _from_torchvision(own: str) -> tuple[nn.Module, Preprocess]:
-    weights, file = _weights(own), weights_file(PREFIX + own)
-    if not file.is_file():
-        _download(own, weights.url, file)
+    weights, file = _weights(own), fetched(PREFIX + own)
     try:
         values = torch.load(file, map_location="cpu", weights_only=True)
         # torchvision knows how its files fit its networks (DenseNet's names have changed); its own reader might run code.

@@ -16,7 +16,7 @@ import pandas as pd
 from .checkpoints import checkpoint_path
 from .code_version import code_version
 from .image_folder import find_images
-from .imagenet_models import is_imagenet, weights_file
+from .imagenet_models import fetched, is_imagenet, weights_file
 from .tasks import task_of
 from .transfer import disk_errors
 from .whole_file import whole
@@ -71,11 +71,14 @@ class Item:
 
 @cache
 def weights_version(model: str) -> str:
-    """Digest of a shipped network's file; for ImageNet's also of the list of images that it is measured on."""
+    """Digest of a network's file; for ImageNet's also of the list of images that it is measured on.
+
+    Weights of torchvision are downloaded where they are absent: once, before the workers of a sweep want them.
+    """
     if is_imagenet(model):
         folder = find_images()
         measured_on = "\n".join(f"{path.parent.name}/{path.name}" for path in folder.files) if folder else ""
-        return hashlib.sha256(weights_file(model).read_bytes() + measured_on.encode()).hexdigest()[:16]
+        return hashlib.sha256(fetched(model).read_bytes() + measured_on.encode()).hexdigest()[:16]
     return hashlib.sha256(checkpoint_path(model).read_bytes()).hexdigest()[:16]
 
 
@@ -137,7 +140,8 @@ def load(path: Path = FOLDER) -> pd.DataFrame:
 
 def _holds(file: Path, item: Item) -> bool:
     try:
-        return file.stem == item.digest()
+        here = not is_imagenet(item.model) or weights_file(item.model).is_file()  # to read a table nothing is downloaded
+        return here and file.stem == item.digest()
     except (OSError, ValueError):  # a recipe or a network that this lab does not have
         return False
 
