@@ -12,7 +12,19 @@ from sweep_workers import NUMBERS, items
 
 from zsq_lab import results
 from zsq_lab.checkpoints import checkpoint_path
-from zsq_lab.results import COLUMNS, Item, code_version, done, load, read, save_csv, summary, weights_version, write
+from zsq_lab.results import (
+    COLUMNS,
+    Item,
+    code_version,
+    done,
+    load,
+    load_measured,
+    read,
+    save_csv,
+    summary,
+    weights_version,
+    write,
+)
 from zsq_lab.transfer import DiskError
 
 ITEM = Item("embedded/resnet20", "rtn-bn", 4, 4, n_test=50)
@@ -214,6 +226,22 @@ def test_a_folder_of_files_and_tables_is_one_table(tmp_path):
         file.unlink()
     assert load(tmp_path)["seed"].tolist() == [0]
     assert list(load(tmp_path / "results.csv").columns) == list(COLUMNS)
+
+
+def test_a_table_beside_the_results_brings_no_rows_of_older_code_back(tmp_path, edit):
+    """Where the network is measured anew, be it at one seed; what nobody has measured here stays as it is recorded."""
+    other = replace(ITEM, weight_bits=8, edge_bits=8)
+    for item in (ITEM, replace(ITEM, seed=1), other):
+        write(tmp_path / "out", item, NUMBERS)
+    save_csv(load(tmp_path / "out"), tmp_path / "out" / "table.csv")
+    edit("quantizer.py", "round()", "floor()")
+    write(tmp_path / "out", ITEM, NUMBERS | {"drop": 11.0})
+    with pytest.warns(UserWarning, match="3 results of other code or weights"):
+        table = load(tmp_path / "out")
+    lines = summary(table).set_index("weight_bits")
+    assert lines.loc[4, ["drop", "spread", "seeds"]].tolist() == [11.0, 0.0, 1] and lines.loc[8, "drop"] == 1.0
+    with pytest.warns(UserWarning, match="3 results of other code or weights"):
+        assert load_measured(tmp_path / "out")["drop"].tolist() == [11.0]
 
 
 def test_an_empty_folder_is_an_empty_table(tmp_path):

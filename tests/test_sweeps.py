@@ -76,6 +76,12 @@ def test_a_second_run_does_only_what_is_missing(tmp_path, stand_in):
     assert kinds(tmp_path) == {"json": 5} | ALL_WELL
 
 
+def test_the_outcome_is_what_was_measured_not_what_a_table_says(tmp_path, stand_in):
+    table = sweep(items(2), tmp_path, progress=False).table
+    results.save_csv(table.assign(seed=table["seed"] + 5, n_test=7), tmp_path / "table.csv")
+    assert sorted(sweep(items(2), tmp_path, progress=False).table["seed"]) == [0, 1]
+
+
 @pytest.mark.parametrize("content", ["", '{"day": "rainy"}'])
 def test_a_damaged_result_is_named_and_measured_anew(tmp_path, stand_in, content):
     sweep(items(2), tmp_path, progress=False)

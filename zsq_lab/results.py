@@ -115,27 +115,38 @@ def done(folder: Path, item: Item) -> bool:
     return found is not None and found[0] == item
 
 
-def load(path: Path = FOLDER) -> pd.DataFrame:
-    """The results of a folder (its JSON files and CSV tables) or of one CSV file, as one table with COLUMNS.
+def load_measured(folder: Path) -> pd.DataFrame:
+    """The results in a folder's JSON files that hold for the present code and weights, as a table with COLUMNS.
 
-    Of the JSON files those count that hold for the present code and weights; what does not is said in a warning.
+    What does not hold is said in a warning.
+    """
+    found = {file: content for file in sorted(folder.glob("*.json")) if (content := read(file))}
+    rows = [row for file, (item, row) in found.items() if _holds(file, item)]
+    if len(rows) < len(found):
+        warnings.warn(f"{folder}: {len(found) - len(rows)} results of other code or weights are left out", stacklevel=3)
+    return _table(rows)
+
+
+def load(path: Path = FOLDER) -> pd.DataFrame:
+    """The results of a folder, measured (JSON) and recorded (CSV), or of one CSV file, as one table with COLUMNS.
+
+    What is measured at a setting counts, and not what a table says of it, which may be of older code.
     Raises ValueError for a CSV file with other columns; in a folder it is named and skipped.
     """
     path = Path(path)
     if not path.is_dir():
         return _read_csv(path)
-    found = {file: content for file in sorted(path.glob("*.json")) if (content := read(file))}
-    rows = [row for file, (item, row) in found.items() if _holds(file, item)]
-    if len(rows) < len(found):
-        warnings.warn(f"{path}: {len(found) - len(rows)} results of other code or weights are left out", stacklevel=2)
-    tables = [_table(rows)]
+    tables = [load_measured(path)]
+    own = pd.MultiIndex.from_frame(tables[0][list(SETTING)])
     for file in sorted(path.glob("*.csv")):
         try:
-            tables.append(_read_csv(file))
+            table = _read_csv(file)
         except ValueError as error:
             _skip(file, str(error))
+            continue
+        tables.append(table[~pd.MultiIndex.from_frame(table[list(SETTING)]).isin(own)])
     tables = [table for table in tables if len(table)] or tables[:1]
-    return pd.concat(tables).drop_duplicates(ignore_index=True)  # a table written into the folder repeats its results
+    return pd.concat(tables).drop_duplicates(ignore_index=True)  # one table may repeat another
 
 
 def _holds(file: Path, item: Item) -> bool:
