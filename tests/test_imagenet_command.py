@@ -74,6 +74,7 @@ def test_damaged_files_are_counted_and_named_on_standard_error(capsys, folder):
 
 @pytest.mark.parametrize("arguments, status, named", [
     (["quantize", "--model", "imagenet/nothing"], 2, "imagenet/resnet18"),
+    ([*QUANTIZE, "--recipe", "zeroq", "--stages", "5", "typo"], 2, "no layer 'typo' to compare features at"),
     ([*QUANTIZE, "--recipe", "real-ranges"], 1, "set ZSQ_IMAGENET"),
     (["evaluate", "--model", LITE, "--quantized", "missing.safetensors"], 1, "no quantized model"),
     (["generator", "--model", LITE], 2, "quantize"),
@@ -85,7 +86,7 @@ def test_what_cannot_be_done_is_one_line(capsys, small, arguments, status, named
 
 def test_a_folder_that_is_not_sound_is_an_error_before_the_work(capsys, small, monkeypatch):
     monkeypatch.setenv("ZSQ_IMAGENET", str(small / "nowhere"))
-    monkeypatch.setattr(imagenet_command, "quantize", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr(imagenet_command, "quantized", lambda *_, **__: pytest.fail("work was begun"))
     status, _, err = run(capsys, *QUANTIZE, "--recipe", "rtn-bn")
     assert status == 1 and "nowhere is no folder" in err
 

@@ -5,7 +5,17 @@ from edited_sources import edit, fresh  # noqa: F401 (fixtures)
 from networks import IMAGE, TINY, Residual, awaken, images
 from torch import Tensor, nn
 
-from zsq_lab.job import BUDGETS, LARGE_BUDGETS, Job, fingerprint, learning_rate, named_budget, pool_sampler
+from zsq_lab.job import (
+    BUDGETS,
+    LARGE_BUDGETS,
+    Job,
+    UnknownLayer,
+    check_stages,
+    fingerprint,
+    learning_rate,
+    named_budget,
+    pool_sampler,
+)
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 from zsq_lab.models import build
 from zsq_lab.resume import RunState
@@ -108,5 +118,8 @@ def test_noise_is_the_seeds_and_ranges_are_set_everywhere():
 
 def test_stages_are_found_or_named():
     assert job(stages=["conv_a"]).compared() == ["conv_a"] and job().compared()
-    with pytest.raises(ValueError, match="no layer 'nothing' to compare features at"):
-        job(stages=["conv_a", "nothing"]).compared()
+    with pytest.raises(ValueError, match="no layer is found to compare features at: name layers .*conv_a"):
+        job().compared(lambda graph: [])
+    check_stages(None, job().student), check_stages(["conv_a", "fc"], job().student)
+    with pytest.raises(UnknownLayer, match="no layer 'nothing' to compare features at: name layers .*conv_a"):
+        check_stages(["conv_a", "nothing"], job().student)

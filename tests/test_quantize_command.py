@@ -1,13 +1,15 @@
 """`quantize`: its answer, what it writes, and how it goes on after an interruption."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from command_line import PROMISED, QUANTIZE, run
+from command_line import PROMISED, QUANTIZE, one_line, run
 
 from zsq_lab import data, weight_file
 from zsq_lab.checkpoints import load_quantized
 from zsq_lab.job import BUDGETS, Budget
+from zsq_lab.recipes import RECIPES
 from zsq_lab.resume import RunState
 
 
@@ -65,6 +67,13 @@ def test_an_interrupted_command_goes_on_where_it_was(capsys, tmp_path, monkeypat
         assert not list(tmp_path.glob(f"{folder}/runs/distilled_*"))
     assert answers["broken"][0] == answers["unbroken"][0]
     assert all(torch.equal(value, answers["broken"][1][key]) for key, value in answers["unbroken"][1].items())
+
+
+@pytest.mark.parametrize("recipe", ["squant", "distilled"])
+def test_a_layer_that_the_network_lacks_is_a_wrong_argument_before_the_work(capsys, monkeypatch, recipe):
+    monkeypatch.setitem(RECIPES, recipe, replace(RECIPES[recipe], run=lambda job: pytest.fail("work was begun")))
+    status, err = one_line(capsys, *QUANTIZE, "--recipe", recipe, "--stages", "fc", "typo")
+    assert status == 2 and "no layer 'typo' to compare features at: name layers" in err and "layer1.0.conv1" in err
 
 
 def test_a_damaged_state_is_one_line_that_names_the_file(capsys, tmp_path, monkeypatch):

@@ -370,10 +370,12 @@ def test_only_the_same_call_finds_a_runs_state(change, same, tmp_path, monkeypat
     assert (folders[0] == folders[1]) == same and all(folder.parent == tmp_path for folder in folders)
 
 
-def test_the_user_names_the_stages_to_compare():
+def test_the_user_names_the_stages_to_compare(tmp_path):
     model = awaken(Residual())
     found, named = run(model, "distilled"), run(model, "distilled", stages=["conv_a", "conv_b"])
     assert same_state(found.model.state_dict(), run(model, "distilled", stages=["fc"]).model.state_dict())
     assert not same_state(found.model.state_dict(), named.model.state_dict())
-    with pytest.raises(ValueError, match="no layer 'layer9' to compare features at: name layers .*conv_a"):
-        run(model, "distilled", stages=["conv_a", "layer9"])
+    for recipe, size_budget in (("distilled", None), ("squant", None), ("best", 0.2)):
+        with pytest.raises(ValueError, match="no layer 'layer9' to compare features at: name layers .*conv_a"):
+            run(model, recipe, stages=["conv_a", "layer9"], size_budget=size_budget, resume=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists(), "no image was made"

@@ -21,8 +21,8 @@ from .imagenet_evaluate import BATCH, Share, denormalise, evaluate, normalise, s
 from .imagenet_models import check_name, load_imagenet
 from .job import MAKERS, fingerprint
 from .layers import QuantConfig, convert
-from .quantize_command import uniform_bits
-from .recipes import RECIPES, quantize
+from .quantize_command import quantized, uniform_bits
+from .recipes import RECIPES
 from .resume import RunState
 
 REFERENCE_IMAGES = 64  # real ones for the reference recipes
@@ -89,9 +89,7 @@ def run_quantize(args, config: QuantConfig) -> None:
     images = None
     if RECIPES[args.recipe].needs_images:
         images = reference_images(folder, preprocess)
-    result = quantize(network, config, args.recipe, image_shape=preprocess.image_shape, seed=args.seed, budget=args.budget,
-                      images=images, progress=True, resume=cache_folder() / "runs", stages=args.stages,
-                      size_budget=args.size_budget)
+    result = quantized(args, network, config, image_shape=preprocess.image_shape, images=images)
     config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     report = {key: value for key, value in result.report.items() if key != "config"}
     fields = {"model": name, "weight_bits": uniform_bits(args), "activation_bits": args.activation_bits,

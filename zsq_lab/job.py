@@ -84,14 +84,11 @@ class Job:
         return self.reused[-1]
 
     def compared(self, find: Callable[[Graph], list[str]] = stage_layers) -> list[str]:
-        """The layers whose inputs are compared. Raises ValueError for names that the model does not have."""
-        found = find(trace(self.teacher, self.image_shape))
-        known = quant_layers(self.student)
-        unknown = [name for name in self.stages or () if name not in known]
-        if unknown or not (self.stages or found):
-            raise ValueError(f"no layer '{unknown[0] if unknown else ''}' to compare features at: name layers that the "
-                             f"forward pass reaches with stages=, among {', '.join(list(known)[:8])}, ...")
-        return list(self.stages or found)
+        """The layers whose inputs are compared: `stages`, or what is found. Raises ValueError where that is none."""
+        found = self.stages or find(trace(self.teacher, self.image_shape))
+        if not found:
+            raise ValueError(f"no layer is found to compare features at: {_some_of(self.student)}")
+        return list(found)
 
     @property
     def large(self) -> bool:
@@ -126,6 +123,22 @@ class Job:
         """Set all ranges: the weights' from the weights, the inputs' from these images."""
         fit_weight_ranges(self.student, search=self.search)
         fit_input_ranges(self.student, images.split(self.calibration_batch), search=self.search, seed=self.seed)
+
+
+class UnknownLayer(ValueError):
+    """One of `stages` is no layer that the student quantizes."""
+
+
+def check_stages(stages: list[str] | None, student: nn.Module) -> None:
+    """Raises UnknownLayer, which names some that there are, for a name that no quantized layer has."""
+    for name in stages or ():
+        if name not in quant_layers(student):
+            raise UnknownLayer(f"no layer '{name}' to compare features at: {_some_of(student)}")
+
+
+def _some_of(student: nn.Module) -> str:
+    return ("name layers that the forward pass reaches with stages=, among "
+            f"{', '.join(list(quant_layers(student))[:8])}, ...")
 
 
 def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> str:

@@ -1,7 +1,7 @@
 """The command `quantize`: a network through a recipe, measured beside full precision, written where asked."""
 from pathlib import Path
 
-from .arguments import Parser, answer, bit_width, known, positive, share, writable
+from .arguments import Parser, WrongArgument, answer, bit_width, known, positive, share, writable
 from .evaluate_command import details
 from .named_model import named
 
@@ -28,10 +28,9 @@ def add_widths(sub: Parser) -> None:
 
 def run(args) -> None:
     from .checkpoints import save_model
-    from .data import cache_folder
     from .lab import real_images
     from .layers import CONVENTIONS, QuantConfig
-    from .recipes import BUDGETS, RECIPES, quantize
+    from .recipes import BUDGETS, RECIPES
     from .tasks import task_of
     known("recipe", args.recipe, RECIPES)
     known("budget", args.budget, BUDGETS)
@@ -44,9 +43,7 @@ def run(args) -> None:
     config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention)
     needs_images = RECIPES[args.recipe].needs_images
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
-    result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
-                      budget=args.budget, images=images, progress=True, resume=cache_folder() / "runs",
-                      stages=args.stages, size_budget=args.size_budget, task=task_of(name))
+    result = quantized(args, network, config, image_shape=dataset.image_shape, images=images, task=task_of(name))
     test, task = dataset.test(), task_of(name)
     measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
     before, after = (values[task.metric] for values in measured)
@@ -66,6 +63,18 @@ def run(args) -> None:
             f"({fields['n_test']} test images)\n{report['bytes_before'] / 1000:.0f} kB to "
             f"{report['bytes_after'] / 1000:.0f} kB in {report['seconds']:.1f} s on {report['threads']} threads"
             + (f", written to {args.out}" if args.out else ""))
+
+
+def quantized(args, network, config, **more):
+    """`quantize` with what the arguments say of any network; a layer in --stages that it lacks is a wrong argument."""
+    from .data import cache_folder
+    from .job import UnknownLayer
+    from .recipes import quantize
+    try:
+        return quantize(network, config, args.recipe, seed=args.seed, budget=args.budget, progress=True,
+                        resume=cache_folder() / "runs", stages=args.stages, size_budget=args.size_budget, **more)
+    except UnknownLayer as error:
+        raise WrongArgument(error) from None
 
 
 def uniform_bits(args) -> int | None:

@@ -17,7 +17,16 @@ from . import post_training, synthetic
 from .code_version import code_version
 from .image_maker import make_images
 from .image_start import suited
-from .job import BUDGETS, Budget, Job, fingerprint, learning_rate, named_budget, pool_sampler  # noqa: F401  (for notebooks)
+from .job import (  # noqa: F401  (some for notebooks)
+    BUDGETS,
+    Budget,
+    Job,
+    check_stages,
+    fingerprint,
+    learning_rate,
+    named_budget,
+    pool_sampler,
+)
 from .layers import QuantConfig, check_model, convert, quant_layers
 from .memory import is_large, keep_freed_memory
 from .mixed_precision import assign_bits
@@ -89,7 +98,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     resume: a folder for the state of long runs; the same call after an interruption goes on and ends with the same numbers.
     Images and generators stay there and serve other widths as well; the report's seconds include the time they took.
     stages: names of the layers whose inputs student and teacher are compared at, where the model's own structure (a change
-    of resolution, the last layer) is not what you want.
+    of resolution, the last layer) is not what you want. `job.UnknownLayer`, a ValueError, names one that the model lacks.
     size_budget: weights may take this share of their size in 32-bit floats; which layer gets how many bits then follows from
     its sensitivity (`mixed_precision`), and config.weight_bits is not used.
     task: "classification", "segmentation", "detection" or a `tasks.Task`: what the model's outputs mean.
@@ -110,11 +119,13 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     started = time.perf_counter()
     if is_large(image_shape):
         keep_freed_memory()
+    teacher, student = convert(model, config, tuple(image_shape))
+    check_stages(stages, student)  # before any work
     if size_budget is not None:
         layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
                                  Path(resume) if resume else None, task, progress=progress)
         config = replace(config, layer_bits=layer_bits, weight_bits=min(layer_bits.values()))
-    teacher, student = convert(model, config, tuple(image_shape))
+        teacher, student = convert(model, config, tuple(image_shape))
     images = images.to(next(teacher.parameters())) if images is not None else None
     run = RunState()
     if resume:
