@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from command_line import PROMISED, run
+from networks import same_state
 from small_imagenet import LITE, QUANTIZE, SMALL, folder, small  # noqa: F401 (fixtures among them)
 
-from zsq_lab import checkpoints, imagenet_command
+from zsq_lab import checkpoints, distill, imagenet_command
 from zsq_lab.__main__ import build_parser
 from zsq_lab.image_folder import find_images
 from zsq_lab.imagenet_evaluate import evaluate
 from zsq_lab.imagenet_models import load_imagenet
+from zsq_lab.resume import RunState
 
 
 def test_quantize_measures_writes_and_evaluate_reads_it_again(capsys, folder, tmp_path):
@@ -27,6 +29,24 @@ def test_quantize_measures_writes_and_evaluate_reads_it_again(capsys, folder, tm
     assert status == 0 and all(read[key] == written[key] for key in ("accuracy", "top5", "agreement", "recipe"))
     status, out, _ = run(capsys, "evaluate", "--model", LITE)
     assert status == 0 and "full precision: top-1" in out and "95 % intervals" in out
+
+
+def test_what_is_interrupted_while_it_is_measured_is_written_and_goes_on(capsys, folder, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(RunState.__init__, "__defaults__", (None, 0.0))
+    file = tmp_path / "small.safetensors"
+    command = [*QUANTIZE, "--recipe", "distilled", "--n-test", "20", "--out", str(file)]
+    with monkeypatch.context() as patched:
+        patched.setattr(imagenet_command, "evaluate", interrupt)
+        assert run(capsys, *command)[0] == 130
+    written, facts = checkpoints.load_quantized(file)
+    assert "accuracy" not in facts and len(list(tmp_path.glob("cache/runs/distilled_*/finetune.pt"))) == 1
+    monkeypatch.setattr(distill.FineTuning, "step", lambda *_: pytest.fail("it was trained already"))
+    assert run(capsys, *command)[0] == 0
+    again, facts = checkpoints.load_quantized(file)
+    assert same_state(again.state_dict(), written.state_dict()) and facts["n_test"] == 20 and "accuracy" in facts
+    assert not list(tmp_path.glob("cache/runs/distilled_*"))
 
 
 def test_mixed_precision_is_called_that(capsys, folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from command_line import PROMISED, QUANTIZE, one_line, run
 
-from zsq_lab import data, weight_file
+from zsq_lab import data, distill, evaluate, weight_file
 from zsq_lab.checkpoints import load_quantized
 from zsq_lab.job import BUDGETS, Budget
 from zsq_lab.recipes import RECIPES
@@ -67,6 +67,29 @@ def test_an_interrupted_command_goes_on_where_it_was(capsys, tmp_path, monkeypat
         assert not list(tmp_path.glob(f"{folder}/runs/distilled_*"))
     assert answers["broken"][0] == answers["unbroken"][0]
     assert all(torch.equal(value, answers["broken"][1][key]) for key, value in answers["unbroken"][1].items())
+
+
+def test_what_is_interrupted_while_it_is_measured_is_written_and_goes_on(capsys, tmp_path, monkeypatch):
+    """Measuring may take as long as the recipe."""
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(RunState.__init__, "__defaults__", (None, 0.0))
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 3, 3, 3, 4, 4))
+    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path)
+    file = tmp_path / "small.safetensors"
+    command = [*QUANTIZE, "--recipe", "distilled", "-w", "4", "-a", "4", "--out", str(file)]
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "accuracy", interrupt)
+        assert run(capsys, *command)[0] == 130
+    written, facts = load_quantized(file)
+    assert facts["recipe"] == "distilled" and "accuracy" not in facts
+    assert len(list(tmp_path.glob("runs/distilled_*/finetune.pt"))) == 1
+    monkeypatch.setattr(distill.FineTuning, "step", lambda *_: pytest.fail("it was trained already"))
+    status, out, _ = run(capsys, *command, "--json")
+    assert status == 0 and not list(tmp_path.glob("runs/distilled_*"))
+    again, facts = load_quantized(file)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in written.state_dict().items())
+    assert facts["accuracy"] == json.loads(out)["accuracy"] and facts["n_test"] == 200
 
 
 @pytest.mark.parametrize("recipe", ["squant", "distilled"])

@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from zsq_lab.images import optimise_images
 from zsq_lab.job import Budget
 from zsq_lab.layers import convert
 from zsq_lab.ranges import fit_input_ranges, fit_weight_ranges
-from zsq_lab.resume import RunState
+from zsq_lab.resume import RunState, kept_until_written
 
 STAGES = ["conv_a", "fc"]
 State = dict[str, Tensor]
@@ -247,6 +248,21 @@ def test_clear_leaves_the_files_of_others(tmp_path):
     run.clear()
     run.clear()
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_is_still_to_be_written_keeps_its_state(tmp_path):
+    run = RunState(tmp_path / "run")
+    for error in (KeyboardInterrupt, ValueError, None):
+        run.save("game", lambda: {}, now=True)
+        with suppress(KeyboardInterrupt, ValueError), kept_until_written():
+            run.clear()
+            assert list(tmp_path.glob("run/game.pt"))
+            if error:
+                raise error
+        assert (tmp_path / "run").exists() == (error is not None)
+    run.save("game", lambda: {}, now=True)
+    run.clear()
+    assert not (tmp_path / "run").exists(), "outside it is cleared at once"
 
 
 # Whole runs of quantize

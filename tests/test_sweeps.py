@@ -16,9 +16,11 @@ import torch
 from small_disk import full_disk  # noqa: F401 (a fixture)
 from sweep_workers import ALL_WELL, NUMBERS, dead_pid, items, kinds, put_claim, run, starts, wait_until, write
 
-from zsq_lab import results, sweeps
+from zsq_lab import distill, evaluate, results, sweeps
 from zsq_lab.claims import STALE, claim
+from zsq_lab.job import BUDGETS, Budget
 from zsq_lab.results import Item
+from zsq_lab.resume import RunState
 from zsq_lab.sweeps import PLAN, measure, status, sweep
 from zsq_lab.transfer import DiskError
 
@@ -217,6 +219,22 @@ def test_a_killed_sweep_loses_the_item_that_ran_and_nothing_else(tmp_path, stand
     assert (outcome.measured, outcome.present, outcome.elsewhere) == (2, 2, 0)
     assert [starts(tmp_path).count(str(item)) for item in items(4)] == [1, 1, 2, 1]
     assert kinds(tmp_path) == {"json": 4} | ALL_WELL
+
+
+def test_an_item_that_is_interrupted_while_it_is_measured_or_written_goes_on(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(RunState.__init__, "__defaults__", (None, 0.0))
+    monkeypatch.setitem(BUDGETS, "quick", Budget("quick", 4, 3, 3, 3, 4, 4))
+    item = Item("embedded/resnet20", "distilled", 4, 4, budget="quick", n_test=50)
+    for home, name in ((evaluate, "accuracy"), (results, "write")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(home, name, interrupt)
+            sweep([item], tmp_path, progress=False)
+        assert len(list(tmp_path.glob("shared/distilled_*/finetune.pt"))) == 1
+        monkeypatch.setattr(distill.FineTuning, "step", lambda *_: pytest.fail("it was trained already"))
+    assert sweep([item], tmp_path, progress=False).measured == 1
+    assert not list(tmp_path.glob("shared/distilled_*"))
 
 
 def test_a_sweep_that_was_killed_as_it_wrote_leaves_nothing_for_long(tmp_path, stand_in):

@@ -93,11 +93,13 @@ def run_quantize(args, config: QuantConfig) -> None:
     config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     report = {key: value for key, value in result.report.items() if key != "config"}
     fields = {"model": name, "weight_bits": uniform_bits(args), "activation_bits": args.activation_bits,
-              "edge_bits": args.edge_bits, "profile": "imagenet",
-              **beside_full_precision(result.model, network, preprocess, folder, args.n_test), **report}
+              "edge_bits": args.edge_bits, "profile": "imagenet", **report}
+    form = {"config": result.report["config"], "image_shape": list(preprocess.image_shape)}
     if args.out:
-        save_model(result.model, args.out, fields | {"config": result.report["config"],
-                                                     "image_shape": list(preprocess.image_shape)})
+        save_model(result.model, args.out, fields | form)  # it is there, whatever becomes of the measuring
+    fields |= beside_full_precision(result.model, network, preprocess, folder, args.n_test)
+    if args.out:
+        save_model(result.model, args.out, fields | form)
         fields["out"] = str(args.out)
     answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {report['budget']}\n"
            f"{_text(fields)}\n{report['bytes_before'] / 1e6:.1f} MB to "

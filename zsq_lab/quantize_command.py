@@ -27,35 +27,46 @@ def add_widths(sub: Parser) -> None:
 
 
 def run(args) -> None:
-    from .checkpoints import save_model
-    from .lab import real_images
     from .layers import CONVENTIONS, QuantConfig
     from .recipes import BUDGETS, RECIPES
-    from .tasks import task_of
+    from .resume import kept_until_written
     known("recipe", args.recipe, RECIPES)
     known("budget", args.budget, BUDGETS)
     known("convention", args.convention, CONVENTIONS)
     writable(args.out)
-    if args.model.startswith("imagenet/"):
-        from .imagenet_command import run_quantize
-        return run_quantize(args, QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention))
-    name, dataset, network = named(args)
     config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits, args.convention)
+    with kept_until_written():  # measuring may take as long as the recipe
+        if args.model.startswith("imagenet/"):
+            from .imagenet_command import run_quantize
+            run_quantize(args, config)
+        else:
+            _run(args, config)
+
+
+def _run(args, config) -> None:
+    from .checkpoints import save_model
+    from .lab import real_images
+    from .layers import QuantConfig
+    from .recipes import RECIPES
+    from .tasks import task_of
+    name, dataset, network = named(args)
+    task = task_of(name)
     needs_images = RECIPES[args.recipe].needs_images
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
-    result = quantized(args, network, config, image_shape=dataset.image_shape, images=images, task=task_of(name))
-    test, task = dataset.test(), task_of(name)
-    measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
-    before, after = (values[task.metric] for values in measured)
+    result = quantized(args, network, config, image_shape=dataset.image_shape, images=images, task=task)
     report = {key: value for key, value in result.report.items() if key != "config"}
     fields = {"model": name, "weight_bits": uniform_bits(args), "activation_bits": args.activation_bits,
-              "edge_bits": args.edge_bits, "fp_accuracy": round(before, 4), "accuracy": round(after, 4),
-              "drop": round(before - after, 4), "profile": dataset.name,
-              "n_test": min(args.n_test or len(test), len(test)), "metric": task.metric, **details(measured[1]), **report}
+              "edge_bits": args.edge_bits, "profile": dataset.name, **report}
+    form = {"config": result.report["config"], "image_shape": list(dataset.image_shape), "classes": len(dataset.classes)}
     if args.out:
-        save_model(result.model, args.out, fields | {"config": result.report["config"],
-                                                     "image_shape": list(dataset.image_shape),
-                                                     "classes": len(dataset.classes)})
+        save_model(result.model, args.out, fields | form)  # it is there, whatever becomes of the measuring
+    test = dataset.test()
+    measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
+    before, after = (values[task.metric] for values in measured)
+    fields |= {"fp_accuracy": round(before, 4), "accuracy": round(after, 4), "drop": round(before - after, 4),
+               "n_test": min(args.n_test or len(test), len(test)), "metric": task.metric, **details(measured[1])}
+    if args.out:
+        save_model(result.model, args.out, fields | form)
         fields["out"] = str(args.out)
     config = QuantConfig(**result.report["config"])  # with the bits of each layer, where a size budget asked for them
     answer(args, fields, f"{name}, {args.recipe}, {config}, seed {args.seed}, budget {args.budget}\n"

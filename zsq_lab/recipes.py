@@ -97,6 +97,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     images: real images [N, *image_shape] as the model takes them, for the reference recipes only.
     resume: a folder for the state of long runs; the same call after an interruption goes on and ends with the same numbers.
     Images and generators stay there and serve other widths as well; the report's seconds include the time they took.
+    `resume.kept_until_written` keeps the rest until its result is measured and written as well.
     stages: names of the layers whose inputs student and teacher are compared at, where the model's own structure (a change
     of resolution, the last layer) is not what you want. `job.UnknownLayer`, a ValueError, names one that the model lacks.
     size_budget: weights may take this share of their size in 32-bit floats; which layer gets how many bits then follows from

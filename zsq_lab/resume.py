@@ -5,14 +5,34 @@ that decides the rest of the phase, the random generators included: a resumed ru
 """
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 
 from .distributed import is_first
 from .whole_file import whole
+
+
+_ended: ContextVar[list["RunState"] | None] = ContextVar("_ended", default=None)
+
+
+@contextmanager
+def kept_until_written() -> Iterator[None]:
+    """Inside, runs that have ended well keep their states: what they made is still to be measured and written.
+
+    The end of the block clears them. Where an error or an interruption ends it, the same work goes on from them.
+    """
+    ended: list[RunState] = []
+    token = _ended.set(ended)
+    try:
+        yield
+    finally:
+        _ended.reset(token)
+    for run in ended:
+        run.clear()
 
 
 class RunState:
@@ -64,8 +84,10 @@ class RunState:
         return f"; the last sound state is in {self.folder}" if self.folder and any(self.folder.glob("*.pt")) else ""
 
     def clear(self) -> None:
-        """Remove the files: the run has ended well."""
-        if self.folder is not None and is_first() and self.folder.is_dir():
+        """Remove the files: the run has ended well, and all around it (`kept_until_written`)."""
+        if (ended := _ended.get()) is not None:
+            ended.append(self)
+        elif self.folder is not None and is_first() and self.folder.is_dir():
             with suppress(OSError):  # a disk that has become read-only keeps them
                 for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.partial")):
                     file.unlink()

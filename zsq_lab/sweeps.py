@@ -38,6 +38,7 @@ from .imagenet_models import is_imagenet
 from .lab import real_images
 from .layers import QuantConfig
 from .recipes import RECIPES, quantize
+from .resume import kept_until_written
 from .results import Item
 from .tasks import task_of
 from .transfer import DiskError, remove
@@ -137,7 +138,8 @@ def measure(item: Item, out: Path, threads: int | None = None, by: str | None = 
             return "elsewhere"
         if results.done(out, item):  # since the sweep began
             return "present"
-        results.write(out, item, run(item, out / "shared", threads))
+        with kept_until_written():  # measuring may take as long as the recipe
+            results.write(out, item, run(item, out / "shared", threads))
     return "measured"
 
 
