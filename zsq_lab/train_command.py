@@ -26,9 +26,10 @@ def run(args) -> None:
     from .tasks import CLASSIFICATION, task_of
     from .train import EPOCHS, train_checkpoint
     from .train_scenes import train_scene_checkpoint
+    home = args.model.split("/")[0]
+    if "/" in args.model and args.profile not in (None, home):
+        raise WrongArgument(f"{args.model} is trained on {home}, not on profile {args.profile}")
     name, dataset, _ = named(args)
-    if dataset.name != name.split("/")[0]:
-        raise WrongArgument(f"{name} is trained on {name.split('/')[0]}, not on profile {dataset.name}")
     out = args.out or cache_folder() / checkpoint_path(name).name
     writable(out)
     if task_of(name) is not CLASSIFICATION:
