@@ -121,6 +121,76 @@ def test_a_wrong_image_shape_is_one_clear_error(shape):
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class Between(nn.Module):
+    """A function between two layers, called by the model itself or as a module of its own."""
+
+    def __init__(self, function, *, wrapped: bool = False):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.function = Wrapped(function) if wrapped else function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.function(self.first(x))))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+
+HIDDEN = [torch.vmap(F.silu), lambda x: torch.from_numpy(x.numpy() ** 2), lambda x, held=torch.ones(2, 4, 8, 8): held]
+
+
+@pytest.mark.parametrize("function", HIDDEN, ids=["vmap", "numpy", "unregistered tensor"])
+def test_a_layer_behind_an_operation_that_nobody_sees_is_named(function):
+    model = Between(function)
+    with pytest.raises(ValueError, match="what layer 'second' gets cannot be traced back to the model's input.*nn.Module of "
+                                         "its own, or register the tensor as a buffer"):
+        trace(model, IMAGE)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("function", HIDDEN[:2], ids=["vmap", "numpy"])
+def test_in_a_module_of_its_own_it_is_one_operation(function):
+    graph = trace(Between(function, wrapped=True), IMAGE)
+    assert [graph.nodes[i].name for i in graph.layers()] == ["first", "second", "third"] and feeds(graph, "first") == ["function"]
+
+
+@pytest.mark.parametrize("function", [Doubled.apply, torch.ops.aten.silu], ids=["autograd", "operator"])
+def test_operations_outside_torchs_own_functions_are_seen(function):
+    assert len(list(trace(Between(function), IMAGE).layers())) == 3
+
+
+class Queried(nn.Module):
+    """Layers that work on what the model holds: the same for every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 4))
+        self.register_buffer("places", torch.linspace(0, 1, 4))
+        self.conv, self.key, self.place, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        constant = self.key(F.relu(self.place(self.places + torch.arange(4))) + self.query)
+        return self.fc(self.conv(x).mean((2, 3)) * constant)
+
+
+def test_what_follows_from_the_models_own_tensors_is_a_constant():
+    graph = trace(Queried(), IMAGE)
+    assert [graph.nodes[i].name for i in graph.layers()] == ["conv", "fc"]
+    assert graph.first_layers() == {"conv"} and graph.last_layers() == {"fc"}
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_evaluating_gives_each_module_its_own_mode_back(fails):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).train()

@@ -26,6 +26,7 @@ from zsq_lab.layers import (
     QuantLayer,
     check_model,
     convert,
+    float_layers,
     quant_layers,
     quantization_off,
     quantize_model,
@@ -293,6 +294,17 @@ def test_other_things_that_cannot_be_quantized(model, problem):
 def test_a_layer_without_weights_yet_is_named():
     with pytest.raises(ValueError, match="layer '1' has no weights yet: run the model once before quantizing it"):
         check_model(nn.Sequential(nn.ReLU(), nn.LazyConv2d(4, 1)))
+
+
+def test_layers_that_the_image_does_not_reach_stay_floats_and_are_named():
+    class Partly(Holder):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.constant(self.places)[..., None, None]
+
+    model = awaken(Partly(never=nn.Conv2d(3, 3, 1), constant=nn.Linear(2, 4), places=nn.Parameter(torch.ones(1, 2))))
+    _, student = convert(model, W4A4, IMAGE)
+    assert list(quant_layers(student)) == ["conv"] and float_layers(student) == ["never", "constant"]
+    assert float_layers(convert(awaken(Residual()), W4A4, IMAGE)[1]) == []
 
 
 def test_a_graph_of_another_model_is_refused():

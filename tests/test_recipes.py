@@ -275,7 +275,7 @@ def test_the_report(recipe):
     assert report["config"] == {"weight_bits": 4, "activation_bits": 3, "edge_bits": None, "convention": "deployable",
                                  "layer_bits": None}
     assert report["device"] == "cpu" and report["versions"]["torch"] == torch.__version__ and report["seconds"] > 0
-    assert report["iterations"] == ITERATIONS.get(recipe, 0)
+    assert report["iterations"] == ITERATIONS.get(recipe, 0) and report["float_layers"] == []
 
 
 def test_bytes_counted_by_hand():

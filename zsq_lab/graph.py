@@ -87,10 +87,12 @@ class Graph:
 class _Recorder(TorchFunctionMode):
     """Sees each call of a torch function; calls made inside a recorded module count as that module's one operation."""
 
-    def __init__(self, example: Tensor):
+    def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()
         self.nodes: list[Node] = []
         self.producer = {id(example): INPUT}
+        self.constants = {id(t) for t in (*model.parameters(), *model.buffers())}  # and what follows from them alone
+        self.lost: str | None = None  # the first layer whose input came about unseen
         self.alive = [example]  # keeps ids unique while recording
         self.inside = 0
 
@@ -102,8 +104,13 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def record(self, name: str, module: nn.Module | None, arguments, result) -> None:
-        read = [t for t in tensors(arguments) if id(t) in self.producer]
-        written = list(tensors(result))
+        given, written = list(tensors(arguments)), list(tensors(result))
+        read = [t for t in given if id(t) in self.producer]
+        if not read and all(id(t) in self.constants for t in given):
+            self.constants.update(map(id, written))
+            self.alive += written
+        elif not read and self.lost is None and isinstance(module, (*LAYERS, *BATCH_NORMS)):
+            self.lost = name
         if not read or not written:
             return
         inputs = tuple(dict.fromkeys(self.producer[id(t)] for t in read))
@@ -131,12 +138,13 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
     """Record one forward pass of `model` (in eval mode, on one batch of noise that leaves no trace behind).
 
     image_shape: shape of one input without the batch dimension, (3, 32, 32) for instance.
-    Raises ValueError, with the model's own message, when the model cannot take such an input.
+    Raises ValueError, with the model's own message, when the model cannot take such an input, and naming the layer where
+    an operation that no record sees lies before it.
     """
     parameter = next(model.parameters(), torch.zeros(()))
     noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
     noise = noise.to(parameter.device, parameter.dtype)
-    recorder = _Recorder(noise)
+    recorder = _Recorder(model, noise)
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, (*LAYERS, *BATCH_NORMS)) or not list(module.children()):
@@ -154,6 +162,10 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
     finally:
         for handle in handles:
             handle.remove()
+    if recorder.lost is not None:
+        raise ValueError(f"what layer '{recorder.lost}' gets cannot be traced back to the model's input: a torch.jit.script "
+                         "function, torch.vmap or numpy made it, or it is a tensor that the model does not register. Put the "
+                         "operation into an nn.Module of its own, or register the tensor as a buffer.")
     return Graph(recorder.nodes)
 
 

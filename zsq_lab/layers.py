@@ -104,6 +104,12 @@ def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}
 
 
+def float_layers(model: nn.Module) -> list[str]:
+    """Names of the convolutions and linears that `quantize_model` left as they were."""
+    quantized = {layer.layer for layer in quant_layers(model).values()}
+    return [name for name, module in model.named_modules() if isinstance(module, LAYERS) and module not in quantized]
+
+
 @contextmanager
 def quantization_off(model: nn.Module, *, weights: bool = True, activations: bool = True) -> Iterator[nn.Module]:
     """Inside the block the chosen quantizers of `model` let values pass unchanged."""
@@ -172,7 +178,8 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
     """Replace the layers of `model` (in place) by quantized ones, ranges not yet set; returns the model.
 
     graph: `trace(model, image_shape)` of this model, BatchNorms already folded where the convention wants that.
-    Layers that the traced pass did not reach stay as they are.
+    Layers that the image did not reach in the traced pass stay as they are (`float_layers`): what the model computes from
+    its own tensors alone is a constant.
     """
     images, edges = graph.first_calls(), graph.first_layers() | graph.last_layers()
     sites = {}

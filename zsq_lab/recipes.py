@@ -27,7 +27,7 @@ from .job import (  # noqa: F401  (some for notebooks)
     named_budget,
     pool_sampler,
 )
-from .layers import QuantConfig, check_model, convert, quant_layers
+from .layers import QuantConfig, check_model, convert, float_layers, quant_layers
 from .memory import is_large, keep_freed_memory
 from .mixed_precision import assign_bits
 from .resume import RunState
@@ -142,7 +142,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
         "iterations": sum(job.notes.get(kind, 0) for kind in ("image_iterations", "generator_iterations", "finetune_iterations",
                                                          "joint_iterations")),
         "seconds": round(time.perf_counter() - started + sum(r.reused_seconds for r in (run, *job.reused)), 2),
-        "bytes_before": float_bytes, "bytes_after": quantized_bytes,
+        "bytes_before": float_bytes, "bytes_after": quantized_bytes, "float_layers": float_layers(job.student),
         "device": str(next(teacher.parameters()).device), "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}})
 
