@@ -146,6 +146,49 @@ def test_no_scale_crosses_what_is_not_homogeneous(case):
     assert find_pairs(trace(model, shape)) == []
 
 
+class Activated(nn.Conv2d):
+    """With its activation inside, as in detectron2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+def own_forward(place: int) -> nn.Module:
+    """Three convolutions, the one at `place` with a forward of its own."""
+    kinds = [Activated if place == i else nn.Conv2d for i in range(3)]
+    model = awaken(nn.Sequential(nn.BatchNorm2d(3), kinds[0](3, 4, 1), nn.ReLU(), kinds[1](4, 4, 1), nn.ReLU(), kinds[2](4, 5, 1)))
+    return folded(unbalanced(model))
+
+
+@pytest.mark.parametrize("place, pairs", [(0, 1), (1, 0), (2, 1)])
+def test_no_scale_crosses_a_layer_that_is_not_linear(place, pairs):
+    model = own_forward(place)
+    assert len(find_pairs(trace(model, IMAGE))) == pairs
+    assert_same_output(model, equalize(model, IMAGE))
+
+
+def test_the_bias_of_a_layer_that_is_not_linear_is_not_corrected():
+    _, student = convert(own_forward(1), QuantConfig(3, 8), IMAGE)
+    fit_weight_ranges(student, search=False)
+    fit_input_ranges(student, [images(16)], search=False)
+    before = snapshot(student)
+    correct_biases(student, IMAGE)
+    changed = {key for key, value in student.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"1.layer.bias", "5.layer.bias"}
+
+
+def test_an_activation_that_is_called_from_a_list_as_well_is_an_error():
+    class Listed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self.activations[0](self[0](x)))
+
+    model = Listed(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 5, 1))
+    model.activations = [model[1]]
+    model = folded(unbalanced(awaken(model)))
+    with pytest.raises(ValueError, match="equalizing its weights changes what this model computes.*use another recipe"):
+        equalize(model, IMAGE)
+
+
 def test_layers_that_share_one_weight_tensor_keep_their_output():
     model = awaken(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, 1)))
     model[2].weight = model[0].weight

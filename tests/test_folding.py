@@ -123,6 +123,26 @@ def test_a_linear_whose_channels_are_not_the_batchnorms_is_left_alone():
     assert_same_output(model, result, (7, 5))
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("kind, left", [(Standardised, 1), (Padded, 0)])
+def test_a_layer_with_a_forward_of_its_own_takes_a_batchnorm_in_only_if_it_is_linear(kind, left):
+    """A standardised weight would lose the factor again."""
+    model = awaken(nn.Sequential(kind(3, 4, 3), nn.BatchNorm2d(4)))
+    result = folded(model, (3, 5, 5))
+    assert norms_left(result) == left
+    assert_same_output(model, result, (3, 5, 5))
+
+
 def test_a_batchnorm_without_statistics_is_left_alone():
     model = awaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)))
     assert norms_left(folded(model, (3, 5, 5))) == 1

@@ -16,6 +16,7 @@ from .bn_stats import remembered_activations, require_statistics
 from .folding import FoldedBatchNorm, output_axis, replace_module
 from .graph import Graph, trace
 from .layers import quant_layers, quantization_off
+from .trials import require_unchanged, takes_factors
 
 ROUNDS = 20  # sweeps over all pairs; ranges are equal to a percent after about ten
 NEGLIGIBLE = 1e-5  # a channel whose range is below this share of the largest is dead: no factor revives it
@@ -50,8 +51,9 @@ def find_pairs(graph: Graph) -> list[Pair]:
 
 
 def _follow(graph: Graph, index: int) -> Pair | None:
-    pair = Pair(graph.nodes[index].module, None, None, None, False)
-    if len(graph.calls(pair.first)) > 1:
+    node = graph.nodes[index]
+    pair = Pair(node.module, None, None, None, False)
+    if len(graph.calls(pair.first)) > 1 or not takes_factors(pair.first, node.input_shape):
         return None
     while len(graph.consumers(index)) == 1:
         index = graph.consumers(index)[0]
@@ -63,6 +65,8 @@ def _follow(graph: Graph, index: int) -> Pair | None:
             pair.second = module
             if isinstance(pair.first, nn.Linear) != isinstance(module, nn.Linear):
                 return None  # their channels lie in different dimensions
+            if not takes_factors(module, node.input_shape):
+                return None
             return pair if input_rows(module).shape[0] == output_rows(pair.first).shape[0] else None
         if isinstance(module, FoldedBatchNorm):
             pair.norm = module
@@ -129,10 +133,11 @@ def equalize(teacher: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
     """A copy of a folded model whose neighbouring layers have equal weight ranges; its output is the same.
 
     ReLU6 takes part: its cap of 6 is rescaled with its channel, so that the output does not change (DFQ itself replaces
-    ReLU6 by ReLU, which changes it).
+    ReLU6 by ReLU, which changes it). Raises ValueError where the output would change all the same.
     """
     model = copy.deepcopy(teacher)
-    pairs = find_pairs(trace(model, image_shape))
+    graph = trace(model, image_shape)
+    pairs = find_pairs(graph)
     _cap_each_channel(model, pairs)
     for _ in range(ROUNDS):
         for pair in pairs:
@@ -147,6 +152,7 @@ def equalize(teacher: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
                 pair.norm.std.mul_(factor)
             if pair.activation is not None:
                 pair.activation.cap.mul_(factor)
+    require_unchanged(graph, model, image_shape, "equalizing its weights", "call the layer, or use another recipe")
     return model
 
 
@@ -199,6 +205,8 @@ def correct_biases(student: nn.Module, image_shape: tuple[int, ...], *, seed: in
             handle.remove()
     for name, mean in inputs.items():
         quantized, layer = layers[name], layers[name].layer
+        if not takes_factors(layer, tuple(mean.shape)):
+            continue
         error = quantized.weight_quantizer(layer.weight) - layer.weight
         bias = {} if layer.bias is None else {"bias": torch.zeros_like(layer.bias)}
         shift = functional_call(layer, {"weight": error, **bias}, (mean,))

@@ -13,8 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from .deploy import deploy  # noqa: F401  (the first of the two steps of an export)
-from .folding import fold_batchnorms
-from .graph import trace
+from .folding import fold
 from .layers import float_copy
 from .onnx_graph import GraphWriter
 from .program import Program
@@ -26,8 +25,7 @@ EXTRA = "install the extra: pip install -c constraints.txt -e .[export]"
 
 def float_program(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
     """The program of a full-precision model, its BatchNorms folded as runtimes do themselves; the model is left untouched."""
-    copied = float_copy(model)
-    return record(fold_batchnorms(copied, trace(copied, tuple(image_shape))), tuple(image_shape))
+    return record(fold(float_copy(model), tuple(image_shape)), tuple(image_shape))
 
 
 def save_onnx(program: Program, path: Path, facts: dict | None = None, *, int4: bool = True) -> dict:

@@ -9,7 +9,8 @@ beta and |gamma|. Notebook 02 works this out by hand.
 import torch
 from torch import Tensor, nn
 
-from .graph import BATCH_NORMS, LAYERS, Graph
+from .graph import BATCH_NORMS, LAYERS, Graph, trace
+from .trials import require_unchanged, takes_factors
 
 
 class FoldedBatchNorm(nn.Identity):
@@ -52,12 +53,21 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Modul
     return model
 
 
+def fold(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
+    """`fold_batchnorms` of a model, in place. Raises ValueError where that would change what the model computes."""
+    graph = trace(model, image_shape)
+    model = fold_batchnorms(model, graph)
+    require_unchanged(graph, model, image_shape, "folding its BatchNorms",
+                      "call the layer, or use convention 'literature', which folds nothing")
+    return model
+
+
 @torch.no_grad()
 def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
     """Fold each BatchNorm of `model` whose only input is a layer that feeds nothing else; changes `model` in place.
 
-    graph: `trace(model, image_shape)`. A BatchNorm that cannot be folded (after a sum, shared, or without statistics)
-    stays as it is and is computed in floating point. Raises ValueError, before anything is changed, for a graph of
+    graph: `trace(model, image_shape)`. A BatchNorm that cannot be folded (after a sum, shared, without statistics, or after a
+    layer that is not linear) stays as it is and is computed in floating point. Raises ValueError, before anything is changed, for a graph of
     another model: of a copy, for instance, whose layers would be scaled instead.
     """
     own = set(model.modules())
@@ -75,6 +85,8 @@ def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
         if isinstance(before.module, nn.Linear) and len(before.output_shape) != 2:
             continue  # on [N, C, L] a linear works along L, BatchNorm along C
         if len(graph.calls(norm)) > 1 or len(graph.calls(before.module)) > 1:
+            continue
+        if not takes_factors(before.module, before.input_shape):
             continue
         _absorb(before.module, norm)
         overwritten = any(graph.nodes[consumer].in_place for consumer in graph.consumers(index))

@@ -34,10 +34,10 @@ class Node:
 
 
 class Graph:
-    """The operations of one forward pass, in the order in which they ran."""
+    """The operations of one forward pass, in the order in which they ran, and what came out."""
 
-    def __init__(self, nodes: list[Node]):
-        self.nodes = nodes
+    def __init__(self, nodes: list[Node], output):
+        self.nodes, self.output = nodes, output
         self._consumers: list[list[int]] = [[] for _ in nodes]
         for index, node in enumerate(nodes):
             for producer in node.inputs:
@@ -141,9 +141,7 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
     Raises ValueError, with the model's own message, when the model cannot take such an input, and naming the layer where
     an operation that no record sees lies before it.
     """
-    parameter = next(model.parameters(), torch.zeros(()))
-    noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
-    noise = noise.to(parameter.device, parameter.dtype)
+    noise = example(model, image_shape)
     recorder = _Recorder(model, noise)
     handles = []
     for name, module in model.named_modules():
@@ -166,7 +164,14 @@ def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
         raise ValueError(f"what layer '{recorder.lost}' gets cannot be traced back to the model's input: a torch.jit.script "
                          "function, torch.vmap or numpy made it, or it is a tensor that the model does not register. Put the "
                          "operation into an nn.Module of its own, or register the tensor as a buffer.")
-    return Graph(recorder.nodes)
+    return Graph(recorder.nodes, output)
+
+
+def example(model: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
+    """The batch that `trace` uses: two inputs of standard normal noise, on the model's device and in its precision."""
+    parameter = next(model.parameters(), torch.zeros(()))
+    noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(parameter.device, parameter.dtype)
 
 
 @contextmanager

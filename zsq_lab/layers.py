@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .folding import fold_batchnorms, output_axis, replace_module
+from .folding import fold, output_axis, replace_module
 from .fused import split_fused_norms
 from .graph import BATCH_NORMS, LAYERS, Graph, trace
 from .quantizer import Quantizer, integer_range
@@ -230,7 +230,7 @@ def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...])
     check_model(model)
     teacher = split_fused_norms(float_copy(model))
     if config.convention == "deployable":
-        teacher = fold_batchnorms(teacher, trace(teacher, image_shape))
+        teacher = fold(teacher, image_shape)
     student = copy.deepcopy(teacher)
     student = quantize_model(student, config, trace(student, image_shape))
     if overwrites_images(teacher, image_shape):
