@@ -146,6 +146,16 @@ def test_no_scale_crosses_what_is_not_homogeneous(case):
     assert find_pairs(trace(model, shape)) == []
 
 
+@pytest.mark.parametrize("activation, shape, pairs", [(nn.ReLU6, (4, 4), 0), (nn.ReLU6, (3, 4), 0), (nn.ReLU, (4, 4), 1),
+                                                      (nn.ReLU6, (4,), 1)])
+def test_no_scale_crosses_a_cap_between_linears_on_sequences(activation, shape, pairs):
+    """On [N, L, C] the channels are the last dimension; with L = C a cap along the wrong one raises no error."""
+    model = folded(awaken(nn.Sequential(nn.Linear(4, 4), activation(), nn.Linear(4, 4))), shape)
+    model[0].weight.mul_(torch.logspace(-1, 1, 4).reshape(-1, 1))
+    assert len(find_pairs(trace(model, shape))) == pairs
+    assert_same_output(model, equalize(model, shape), shape)
+
+
 class Activated(nn.Conv2d):
     """With its activation inside, as in detectron2."""
 

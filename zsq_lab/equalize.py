@@ -71,6 +71,8 @@ def _follow(graph: Graph, index: int) -> Pair | None:
         if isinstance(module, FoldedBatchNorm):
             pair.norm = module
         elif isinstance(module, nn.ReLU6 | ClippedReLU) and pair.activation is None:
+            if isinstance(pair.first, nn.Linear) and len(node.input_shape) > 2:
+                return None  # its channels lie last, where no ClippedReLU looks for them
             pair.activation, pair.rectified = module, True
         elif isinstance(module, nn.ReLU) or module is None and node.name in ("relu", "relu_"):
             pair.rectified = True
