@@ -166,8 +166,8 @@ class Activated(nn.Conv2d):
 def own_forward(place: int) -> nn.Module:
     """Three convolutions, the one at `place` with a forward of its own."""
     kinds = [Activated if place == i else nn.Conv2d for i in range(3)]
-    model = awaken(nn.Sequential(nn.BatchNorm2d(3), kinds[0](3, 4, 1), nn.ReLU(), kinds[1](4, 4, 1), nn.ReLU(), kinds[2](4, 5, 1)))
-    return folded(unbalanced(model))
+    layers = kinds[0](3, 4, 1), nn.ReLU(), kinds[1](4, 4, 1), nn.ReLU(), kinds[2](4, 5, 1)
+    return folded(unbalanced(awaken(nn.Sequential(nn.BatchNorm2d(3), *layers))))
 
 
 @pytest.mark.parametrize("place, pairs", [(0, 1), (1, 0), (2, 1)])

@@ -163,7 +163,8 @@ def test_a_layer_behind_an_operation_that_nobody_sees_is_named(function):
 @pytest.mark.parametrize("function", HIDDEN[:2], ids=["vmap", "numpy"])
 def test_in_a_module_of_its_own_it_is_one_operation(function):
     graph = trace(Between(function, wrapped=True), IMAGE)
-    assert [graph.nodes[i].name for i in graph.layers()] == ["first", "second", "third"] and feeds(graph, "first") == ["function"]
+    assert [graph.nodes[i].name for i in graph.layers()] == ["first", "second", "third"]
+    assert feeds(graph, "first") == ["function"]
 
 
 @pytest.mark.parametrize("function", [Doubled.apply, torch.ops.aten.silu], ids=["autograd", "operator"])

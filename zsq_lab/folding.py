@@ -67,8 +67,8 @@ def fold_batchnorms(model: nn.Module, graph: Graph) -> nn.Module:
     """Fold each BatchNorm of `model` whose only input is a layer that feeds nothing else; changes `model` in place.
 
     graph: `trace(model, image_shape)`. A BatchNorm that cannot be folded (after a sum, shared, without statistics, or after a
-    layer that is not linear) stays as it is and is computed in floating point. Raises ValueError, before anything is changed, for a graph of
-    another model: of a copy, for instance, whose layers would be scaled instead.
+    layer that is not linear) stays as it is and is computed in floating point. Raises ValueError, before anything is changed,
+    for a graph of another model: of a copy, for instance, whose layers would be scaled instead.
     """
     own = set(model.modules())
     for node in graph.nodes:
