@@ -1,8 +1,10 @@
 """BatchNorms of other classes become plain ones of the same function; timm's networks quantize like any other."""
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import IMAGE, TINY, Residual, awaken, images, same_state, snapshot
+from networks import IMAGE, TINY, Residual, awaken, images, layer_and_norm, same_state, snapshot
 from torch import nn
 
 from zsq_lab import QuantConfig, quantize
@@ -115,6 +117,17 @@ def test_synchronised_batchnorms_are_batchnorms():
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(awaken(Residual())).eval()
     expected, own = (convert(network, QuantConfig(), IMAGE)[0] for network in (model, synchronised))
     assert same_state(expected.state_dict(), own.state_dict()) and isinstance(synchronised.bn_a, nn.SyncBatchNorm)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "conv3d", "linear"])
+@pytest.mark.parametrize("convention", ["deployable", "literature"])
+def test_a_synchronised_batchnorm_takes_any_number_of_dimensions(kind, convention):
+    """`convert_sync_batchnorm` turns BatchNorm1d and BatchNorm3d into the same class as BatchNorm2d."""
+    plain, shape = layer_and_norm(kind)
+    model, x = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval(), images(4, shape)
+    expected, own = (convert(network, QuantConfig(convention=convention), shape)[0] for network in (plain, model))
+    assert same_state(expected.state_dict(), own.state_dict()) and len(statistics_layers(own)) == 1
+    assert torch.equal(own(x), expected(x)) and isinstance(model[1], nn.SyncBatchNorm)
 
 
 def test_a_norm_without_statistics_stays_as_it_is():

@@ -13,6 +13,13 @@ from .folding import replace_module
 from .graph import BATCH_NORMS
 
 
+class AnyBatchNorm(nn.BatchNorm2d):
+    """A plain BatchNorm for inputs [N, C, ...] of any number of dimensions, as SyncBatchNorm takes them."""
+
+    def _check_input_dim(self, input) -> None:
+        pass
+
+
 def is_plain(norm: nn.Module) -> bool:
     """Whether a BatchNorm computes what PyTorch's own does, and nothing else."""
     return type(norm).forward is nn.modules.batchnorm._BatchNorm.forward
@@ -31,20 +38,20 @@ def is_batch_norm(module: nn.Module) -> bool:
 def split_fused_norms(model: nn.Module) -> nn.Module:
     """Replace each BatchNorm with a `forward` of its own by a plain one, and then its child modules in order; in place.
 
-    SyncBatchNorm becomes BatchNorm2d, like the frozen kind. Raises ValueError, naming the layer, where that is not the
-    same function.
+    SyncBatchNorm and the frozen kind become `AnyBatchNorm`. Raises ValueError, naming the layer, where that is not the same
+    function.
     """
     for name, norm in list(model.named_modules()):
         if not is_batch_norm(norm) or is_plain(norm):
             continue
-        plain_class = next((kind for kind in BATCH_NORMS if isinstance(norm, kind)), nn.BatchNorm2d)
+        plain_class = next((kind for kind in BATCH_NORMS if isinstance(norm, kind)), AnyBatchNorm)
         channels = len(norm.running_mean)
         plain = plain_class(channels, getattr(norm, "eps", 1e-5), affine=norm.weight is not None)
         plain.load_state_dict(norm.state_dict(), strict=False)  # children have entries too, a frozen norm counts no batches
         after = [child for child in norm.children() if not isinstance(child, nn.Identity)]
         split = nn.Sequential(plain, *after) if after else plain
         split = split.to(norm.running_mean.device).eval().requires_grad_(False)
-        dimensions = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}[plain_class]
+        dimensions = {nn.BatchNorm1d: 1, nn.BatchNorm3d: 3}.get(plain_class, 2)
         random = torch.Generator().manual_seed(0)
         noise = 4 * torch.randn(2, channels, *[5] * dimensions, generator=random, dtype=torch.float64)
         # In double precision: x * scale + bias and (x - mean) / deviation round differently where they cancel.
