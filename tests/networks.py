@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsq_lab.graph import BATCH_NORMS
+from zsq_lab.graph import BATCH_NORMS, input_of
 from zsq_lab.job import Budget
 
 IMAGE = (3, 8, 8)
@@ -36,12 +36,13 @@ def awaken(model: nn.Module, seed: int = 0) -> nn.Module:
 @torch.no_grad()
 def teach(model: nn.Module, x: Tensor) -> nn.Module:
     """Set every BatchNorm's memory to what it sees when x passes, as training on x alone would leave it."""
-    def remember(norm, args):
-        others = [d for d in range(args[0].ndim) if d != 1]
-        norm.running_mean.copy_(args[0].mean(others))
-        norm.running_var.copy_(args[0].var(others, correction=0))
+    def remember(norm, args, kwargs):
+        seen = input_of(args, kwargs)
+        others = [d for d in range(seen.ndim) if d != 1]
+        norm.running_mean.copy_(seen.mean(others))
+        norm.running_var.copy_(seen.var(others, correction=0))
 
-    handles = [m.register_forward_pre_hook(remember) for m in model.modules() if isinstance(m, BATCH_NORMS)]
+    handles = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in model.modules() if isinstance(m, BATCH_NORMS)]
     model(x)
     for handle in handles:
         handle.remove()
@@ -102,6 +103,21 @@ class SharedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.stem(x)))
         return self.shared(100 * F.relu(self.shared(x)))
+
+
+class Asking(nn.Module):
+    """Calls its layers by keyword and asks them for their attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.conv2, self.bn2, self.fc = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(input=self.bn1(input=self.conv1(input=x.to(self.conv1.weight.dtype))))
+        x = F.pad(x, [self.conv2.kernel_size[0] // 2] * 4)
+        x = F.relu(self.bn2(input=self.conv2(input=x)))
+        return self.fc(input=x[:, : self.bn2.num_features].mean((2, 3)) + 0 * self.fc.bias.sum())
 
 
 class SharedReLU(nn.Module):

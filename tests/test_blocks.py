@@ -1,7 +1,7 @@
 """The blocks of a network: which there are, which of them follow straight on one another, what goes in and comes out."""
 import pytest
 import torch
-from networks import IMAGE, Mobile, SharedConv, awaken, images
+from networks import IMAGE, Asking, Mobile, SharedConv, awaken, images
 from torch import nn
 
 from zsq_lab.blocks import block_inputs, block_outputs, chained, find_blocks, required_blocks
@@ -21,6 +21,17 @@ def test_blocks_of_known_networks():
     lite = student(build("efficientnet_lite0"), (3, 64, 64))
     assert find_blocks(lite, (3, 64, 64)) == ["stem", *(f"blocks.{i}" for i in range(16)), "head", "classifier"]
     assert find_blocks(student(Mobile()), IMAGE) == ["body", "fc"]
+
+
+def test_layers_that_are_called_by_keyword_are_blocks():
+    model, x = student(Asking()), images(4)
+    names = find_blocks(model, IMAGE)
+    assert names == ["conv1", "conv2", "fc"] and chained(model, names, x) == set()
+    assert torch.equal(block_inputs(model, "conv1", x), x)
+    with_names = nn.Module()
+    with_names.first, with_names.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+    with_names.forward = lambda x: with_names.second(input=with_names.first(input=x))
+    assert chained(with_names, ["first", "second"], x) == {"second"}
 
 
 def test_a_layer_that_is_called_twice_is_left_alone():

@@ -4,7 +4,7 @@ from math import erf, exp, pi, sqrt
 
 import pytest
 import torch
-from networks import IMAGE, Mobile, Residual, awaken, images, same_state, snapshot, teach
+from networks import IMAGE, Asking, Mobile, Residual, awaken, images, same_state, snapshot, teach
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -139,6 +139,19 @@ def test_images_that_the_memory_was_made_from_have_distance_zero(fold):
         model(x * 3 + 1)
         assert statistics.loss() > 100 * own
         assert statistics.loss().item() == pytest.approx(sum(statistics.distances().values()) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@torch.no_grad()
+def test_batchnorms_that_are_called_by_keyword_are_measured(fold):
+    """The one before ReLU(inplace=True) gets a copy, by keyword as well."""
+    x = images(32)
+    model = teach(awaken(Asking()), x)
+    model = folded(model) if fold else model
+    expected = model(x)
+    with BatchNormStatistics(model) as statistics:
+        assert torch.equal(model(x), expected)
+        assert statistics.loss() < 1e-4 and set(statistics.distances()) == {"bn1", "bn2"}
 
 
 @pytest.mark.parametrize("use", [lambda m: BatchNormStatistics(m), lambda m: remembered_activations(m)])

@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import IMAGE, Mobile, Remembering, Residual, SharedConv, awaken, images, same_state, snapshot
+from networks import IMAGE, Asking, Mobile, Remembering, Residual, SharedConv, awaken, images, same_state, snapshot
 from torch import nn
 
 from zsq_lab.distill import (
@@ -91,6 +91,13 @@ def test_features_are_the_inputs_of_the_named_layers():
     expected = F.relu(model.bn_stem(model.stem(images(2))))
     torch.testing.assert_close(features.values["conv_a"], expected)
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_features_of_layers_that_are_called_by_keyword():
+    model = awaken(Asking())
+    with Features(model, ["conv1", "fc"]) as features:
+        model(images(2))
+    assert torch.equal(features.values["conv1"], images(2)) and features.values["fc"].shape == (2, 6)
 
 
 @pytest.mark.parametrize("network", [Residual, Mobile, SharedConv])

@@ -192,6 +192,10 @@ def test_statistics_with_variance_zero_stay_finite():
     assert torch.isfinite(folded(model, (3, 5, 5))[0].weight).all()
 
 
+def test_a_folded_batchnorm_knows_its_channels():
+    assert folded(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), (3, 5, 5))[1].num_features == 4
+
+
 def test_replace_reaches_every_name_of_a_module():
     old, new = nn.ReLU(), nn.Identity()
     model = nn.Module()

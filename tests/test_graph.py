@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from networks import IMAGE, Residual, SharedConv, SharedReLU, awaken
 from torch import Tensor, nn
 
-from zsq_lab.graph import INPUT, evaluating, trace
+from zsq_lab.graph import INPUT, evaluating, input_of, trace
+
+X = torch.ones(3)
 
 
 def names(graph) -> list[str]:
@@ -70,6 +72,11 @@ def test_in_place_slices_concatenation_and_keywords_are_seen():
         if reached & set(node.inputs):
             reached.add(index)
     assert names(graph).index("cat") in reached, "what was written into a slice reaches the concatenation"
+
+
+@pytest.mark.parametrize("args, kwargs", [((1, X), {"y": -X}), ((), {"flag": True, "input": X}), (([X, -X],), {})])
+def test_the_input_of_a_call_is_its_first_tensor(args, kwargs):
+    assert input_of(args, kwargs) is X
 
 
 def test_what_the_model_returns_counts_as_a_reader():

@@ -1,5 +1,6 @@
 """Quantized layers against PyTorch's own operations, one range for each call site, and one clear error for the rest."""
 import copy
+import pickle
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from networks import (
     IMAGE,
     LAYER_TYPES,
+    Asking,
     Mobile,
     Residual,
     SharedConv,
@@ -153,6 +155,20 @@ def test_call_sites_are_counted_anew_after_a_failed_pass():
     handle.remove()
     assert torch.equal(student(x), expected)
     assert torch.equal(copy.deepcopy(student)(x), expected)
+
+
+def test_a_quantized_layer_stands_in_for_its_layer():
+    model, x = awaken(Asking()), images(4)
+    student = calibrated(model, QuantConfig(3, 8))
+    layer = student.conv2
+    assert layer.kernel_size == (3, 3) and layer.out_channels == 6 and layer.bias is layer.layer.bias
+    assert torch.equal(layer.weight, layer.weight_quantizer(layer.layer.weight)) and len(layer.weight[0].unique()) <= 8
+    assert set(layer.state_dict()) == {"layer.weight", "layer.bias", "weight_quantizer.scale", "weight_quantizer.zero_point",
+                                       "input_quantizers.0.scale", "input_quantizers.0.zero_point"}
+    with pytest.raises(AttributeError, match="'Conv2d' object has no attribute 'running_mean'"):
+        layer.running_mean
+    for again in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        assert torch.equal(again(x), student(x)) and again.conv2 is not layer and isinstance(again.conv2, QuantLayer)
 
 
 @pytest.mark.parametrize("edge_bits, weights, inputs", [(None, [3, 3, 3, 3], [8, 4, 4, 4]),

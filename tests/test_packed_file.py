@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from networks import IMAGE, LAYER_TYPES, Mobile, Residual, SharedConv, awaken, images, layer_and_norm, snapshot
+from networks import IMAGE, LAYER_TYPES, Asking, Mobile, Residual, SharedConv, awaken, images, layer_and_norm, snapshot
 from safetensors.torch import save_file
 
 from zsq_lab.checkpoints import checkpoint_path, load_model
@@ -15,7 +15,7 @@ from zsq_lab.packed_file import load_packed, save_packed
 from zsq_lab.recipes import quantize
 from zsq_lab.weight_file import read_weights
 
-NETWORKS = {"residual": Residual, "mobile": Mobile, "shared": SharedConv}
+NETWORKS = {"residual": Residual, "mobile": Mobile, "shared": SharedConv, "asking": Asking}
 
 
 def packed(tmp_path, network, config, shape=IMAGE, recipe="rtn-noise"):
@@ -45,7 +45,7 @@ def test_all_kinds_of_layers(tmp_path, kind):
     assert torch.equal(load_packed(file, network)[0](x), student(x))
 
 
-@pytest.mark.parametrize("name, recipe", [("shared", "rtn-noise"), ("mobile", "dfq"), ("mobile", "rtn-bn")])
+@pytest.mark.parametrize("name, recipe", [("shared", "rtn-noise"), ("mobile", "dfq"), ("mobile", "rtn-bn"), ("asking", "rtn-bn")])
 def test_call_sites_and_rescaled_caps_come_back(tmp_path, name, recipe):
     network = awaken(NETWORKS[name]())
     student, file = packed(tmp_path, network, QuantConfig(4, 8), recipe=recipe)

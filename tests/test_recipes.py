@@ -11,6 +11,7 @@ from networks import (
     IMAGE,
     LAYER_TYPES,
     TINY,
+    Asking,
     Mobile,
     Residual,
     SharedConv,
@@ -20,6 +21,7 @@ from networks import (
     layer_and_norm,
     same_state,
     snapshot,
+    teach,
 )
 from torch import Tensor, nn
 
@@ -258,6 +260,15 @@ def test_literature_keeps_batchnorm_and_its_statistics():
         own = model.get_submodule(name)
         assert torch.equal(norm.running_mean, own.running_mean) and torch.equal(norm.running_var, own.running_var)
         assert norm.num_batches_tracked == own.num_batches_tracked
+
+
+@pytest.mark.parametrize("recipe", ["dfq", "zeroq", "distilled", "best", "reconstructed"])
+def test_a_model_that_calls_by_keyword_and_asks_for_attributes(recipe):
+    model = teach(awaken(Asking()), images(32))
+    result = run(model, recipe, weight_bits=8, activation_bits=8)
+    assert len(quant_layers(result.model)) == 3
+    with torch.no_grad():
+        assert relative_error(result.model(images(8)), model(images(8))) < 0.05
 
 
 def test_dfq_needs_folded_layers():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from .graph import input_of
 from .layers import QuantLayer, quant_layers, restart_calls
 
 BATCH = 8  # images that pass at once
@@ -54,7 +55,8 @@ def _that_fit(model: nn.Module, image_shape: tuple[int, ...], names: list[str]) 
 
     def seen(name):
         def hook(_module, args, kwargs, output):
-            if name in order or kwargs or len(args) != 1 or not all(isinstance(t, Tensor) for t in (args[0], output)):
+            given, others = [*args, *kwargs.values()], set(kwargs) - {"input"}  # the name that PyTorch's layers give it
+            if name in order or others or len(given) != 1 or not all(isinstance(t, Tensor) for t in (*given, output)):
                 unfit.add(name)
             order.append(name)
         return hook
@@ -89,8 +91,9 @@ def chained(model: nn.Module, names: list[str], images: Tensor) -> set[str]:
     found, last = set(), [None, None, 0]
 
     def keep(name):
-        def before(_module, args):
-            if args[0] is last[1] and args[0]._version == last[2] and names.index(name) - 1 == names.index(last[0]):
+        def before(_module, args, kwargs):
+            x = input_of(args, kwargs)
+            if x is last[1] and x._version == last[2] and names.index(name) - 1 == names.index(last[0]):
                 found.add(name)
 
         def after(_module, _args, output):
@@ -101,7 +104,7 @@ def chained(model: nn.Module, names: list[str], images: Tensor) -> set[str]:
     for name in names:
         before, after = keep(name)
         module = model.get_submodule(name)
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
     try:
         model(channels_last(images.clone()))
     finally:
@@ -115,11 +118,11 @@ def block_inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
     """What goes into a block when the images pass through the model; nothing after it is computed."""
     kept = []
 
-    def keep(_module, args):
-        kept.append(args[0].clone())  # what comes after may work in place
+    def keep(_module, args, kwargs):
+        kept.append(input_of(args, kwargs).clone())  # what comes after may work in place
         raise Reached
 
-    handle = model.get_submodule(name).register_forward_pre_hook(keep)
+    handle = model.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for batch in images.split(BATCH):
             try:

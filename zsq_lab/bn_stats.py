@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .distributed import mean_over_processes
 from .folding import FoldedBatchNorm, affine
-from .graph import BATCH_NORMS
+from .graph import BATCH_NORMS, input_of
 
 SHARED = 0.5  # share of a remembered channel's variance that all positions of an image have in common
 
@@ -92,7 +92,7 @@ class BatchNormStatistics:
 
     def __enter__(self) -> "BatchNormStatistics":
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._measure(name)))
+            self._handles.append(layer.register_forward_pre_hook(self._measure(name), with_kwargs=True))
         return self
 
     def __exit__(self, *_) -> None:
@@ -101,10 +101,11 @@ class BatchNormStatistics:
         self._handles.clear()
 
     def _measure(self, name: str):
-        def hook(layer, args):
-            self._distances[name] = self.distance(*batch_statistics(args[0]), *stored_statistics(layer))
+        def hook(layer, args, kwargs):
+            x = input_of(args, kwargs)
+            self._distances[name] = self.distance(*batch_statistics(x), *stored_statistics(layer))
             # The gradient of the distance needs these values, so that what overwrites its input gets a copy.
-            return args[0].clone() if getattr(layer, "overwritten", False) else None
+            return ((x.clone(),), {}) if getattr(layer, "overwritten", False) else None
         return hook
 
     def loss(self) -> Tensor:

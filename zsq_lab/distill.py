@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .distributed import average_gradients, part
-from .graph import Graph, tensors
+from .graph import Graph, input_of, tensors
 from .health import Stopped
 from .layers import QuantLayer, quant_layers
 from .quantizer import Quantizer
@@ -57,7 +57,7 @@ class Features:
 
     def __enter__(self) -> "Features":
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_pre_hook(self._keep(name)))
+            self._handles.append(module.register_forward_pre_hook(self._keep(name), with_kwargs=True))
         return self
 
     def __exit__(self, *_) -> None:
@@ -65,8 +65,8 @@ class Features:
             handle.remove()
 
     def _keep(self, name: str):
-        def hook(_module, args):
-            self.values[name] = args[0]
+        def hook(_module, args, kwargs):
+            self.values[name] = input_of(args, kwargs)
         return hook
 
 

@@ -25,6 +25,11 @@ class FoldedBatchNorm(nn.Identity):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
+    @property
+    def num_features(self) -> int:
+        """The number of channels, which a model's code may ask its BatchNorm for."""
+        return len(self.mean)
+
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """gamma and beta [C] of a BatchNorm, 1 and 0 where it was made without them."""

@@ -133,6 +133,11 @@ def tensors(value) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def input_of(args: tuple, kwargs: dict) -> Tensor:
+    """What a module's call gets: the first tensor, whether by position or by keyword. For hooks `with_kwargs`."""
+    return next(tensors((args, kwargs)))
+
+
 @torch.no_grad()
 def trace(model: nn.Module, image_shape: tuple[int, ...]) -> Graph:
     """Record one forward pass of `model` (in eval mode, on one batch of noise that leaves no trace behind).

@@ -73,6 +73,7 @@ class QuantLayer(nn.Module):
     """A convolution or linear that quantizes its weight and its input before it computes.
 
     layer: the float layer. A layer that a forward pass calls n times has n input quantizers, one for each call site.
+    A model's code may ask for the attributes of its layer: `weight` is the quantized one, all others are the float layer's.
     """
 
     def __init__(self, layer: nn.Module, weight_quantizer: Quantizer, input_quantizers: list[Quantizer]):
@@ -86,11 +87,24 @@ class QuantLayer(nn.Module):
         """The quantizer of the (first) call site."""
         return self.input_quantizers[0]
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer computes with."""
+        return self.weight_quantizer(self.layer.weight)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = self.__dict__.get("_modules", {}).get("layer")
+            if layer is None or name.startswith("__"):  # not yet restored by pickle, or what Python asks of a QuantLayer
+                raise
+            return getattr(layer, name)
+
     def forward(self, input: Tensor, *args, **kwargs) -> Tensor:  # named as PyTorch does, for calls by keyword
         site = self.call % len(self.input_quantizers)
         self.call += 1
-        weight = self.weight_quantizer(self.layer.weight)
-        return functional_call(self.layer, {"weight": weight}, (self.input_quantizers[site](input), *args), kwargs)
+        return functional_call(self.layer, {"weight": self.weight}, (self.input_quantizers[site](input), *args), kwargs)
 
 
 def restart_calls(model: nn.Module, _inputs=None) -> None:

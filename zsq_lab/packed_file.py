@@ -72,7 +72,9 @@ def load_packed(path: Path, network: nn.Module | None = None) -> tuple[nn.Module
 def _fill(student: nn.Module, stored: dict[str, Tensor]) -> nn.Module:
     """Put the stored numbers into a fresh student; what only BatchNorm's memory was for becomes a plain identity."""
     for module in [m for m in student.modules() if isinstance(m, FoldedBatchNorm)]:
-        replace_module(student, module, nn.Identity())
+        identity = nn.Identity()
+        identity.num_features = module.num_features
+        replace_module(student, module, identity)
     known = {*INPUTS, *_rest(student), *(_key(name, part) for name in quant_layers(student)
                                          for part in ("weight", "scale", "zero_point"))}
     if foreign := stored.keys() - known:
