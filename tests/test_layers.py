@@ -171,6 +171,22 @@ def test_a_quantized_layer_stands_in_for_its_layer():
         assert torch.equal(again(x), student(x)) and again.conv2 is not layer and isinstance(again.conv2, QuantLayer)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what torch itself does
+@pytest.mark.parametrize("network", [Residual, SharedConv])
+def test_a_student_is_compiled_once(network):
+    student, x = calibrated(awaken(network())), images(4)
+    graphs = []
+
+    def count(graph, _examples):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(student, backend=count)
+    for _ in range(4):
+        assert torch.equal(compiled(x), student(x))
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("edge_bits, weights, inputs", [(None, [3, 3, 3, 3], [8, 4, 4, 4]),
                                                         (8, [8, 3, 3, 8], [8, 4, 4, 8])])
 def test_edge_bits_reach_the_first_and_last_layer_only(edge_bits, weights, inputs):

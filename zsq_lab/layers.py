@@ -102,8 +102,7 @@ class QuantLayer(nn.Module):
             return getattr(layer, name)
 
     def forward(self, input: Tensor, *args, **kwargs) -> Tensor:  # named as PyTorch does, for calls by keyword
-        site = self.call % len(self.input_quantizers)
-        self.call += 1
+        site, self.call = self.call, (self.call + 1) % len(self.input_quantizers)  # torch.compile compiles for each value
         return functional_call(self.layer, {"weight": self.weight}, (self.input_quantizers[site](input), *args), kwargs)
 
 
