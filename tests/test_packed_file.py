@@ -45,7 +45,8 @@ def test_all_kinds_of_layers(tmp_path, kind):
     assert torch.equal(load_packed(file, network)[0](x), student(x))
 
 
-@pytest.mark.parametrize("name, recipe", [("shared", "rtn-noise"), ("mobile", "dfq"), ("mobile", "rtn-bn"), ("asking", "rtn-bn")])
+@pytest.mark.parametrize("name, recipe", [("shared", "rtn-noise"), ("mobile", "dfq"), ("mobile", "rtn-bn"),
+                                          ("asking", "rtn-bn")])
 def test_call_sites_and_rescaled_caps_come_back(tmp_path, name, recipe):
     network = awaken(NETWORKS[name]())
     student, file = packed(tmp_path, network, QuantConfig(4, 8), recipe=recipe)

@@ -60,6 +60,11 @@ class Shuffled(nn.Conv2d):
         return super().forward(x).flip(1)
 
 
+class Upsampled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(x), 2)
+
+
 class WithoutBias(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight, None)
@@ -82,7 +87,7 @@ class Masked(nn.Conv2d):
 
 
 @pytest.mark.parametrize("kind, expected", [(Same, True), *((kind, False) for kind in (
-    Standardised, Activated, Normed, Squashed, Shuffled, WithoutBias, Adapted, Masked))])
+    Standardised, Activated, Normed, Squashed, Shuffled, Upsampled, WithoutBias, Adapted, Masked))])
 def test_a_class_with_a_forward_of_its_own_is_tried(kind, expected):
     layer = kind(3, 4, 3)
     before = layer.weight.clone()
@@ -125,7 +130,7 @@ def test_a_fold_that_changes_the_model_is_an_error(model, shape):
 
 
 class Leaping(Residual):
-    """Puts out something else in each pass, or something else for each rounding."""
+    """Puts out something else in each pass, or something else after the least rounding."""
 
     def __init__(self, random: bool):
         super().__init__()
