@@ -37,6 +37,14 @@ def test_what_was_read_for_the_last_time_is_let_go_and_outputs_are_kept():
     assert seen == [0, 1, 2, 3, 4]
 
 
+def test_parts_are_kept_until_the_last_of_them_was_read_and_the_first_is_seen():
+    own = Program([step("split", INPUT, 1, 1, overload="Tensor"), step("abs", Value(0)),
+                   step("add", Value(0, 1), Value(1), overload="Tensor")], [Value(2)], (2,))
+    seen = []
+    assert own(X, observe=lambda index, result: seen.append(result.tolist())).tolist() == [[-1], [7]]
+    assert seen == [[[1], [3]], [[1], [3]], [[-1], [7]]]
+
+
 def test_users_are_named_once_for_each_step():
     twice = Program([step("mul", INPUT, INPUT, overload="Tensor"), step("abs", Value(0))], [Value(1)], (2,))
     assert twice.users() == {INPUT: [0], Value(0): [1]}

@@ -63,15 +63,18 @@ class Program(nn.Module):
         return found
 
     def forward(self, x: Tensor, observe=None) -> Tensor | tuple[Tensor, ...]:
-        """Run the steps. observe(index, result), if given, sees the result of each step."""
-        last = {value: indices[-1] for value, indices in self.users().items()}
+        """Run the steps. observe(index, result), if given, sees the (first) result of each step."""
+        last: dict[int, int] = {}  # for each step: the last one that reads any of its results
+        for value, indices in self.users().items():
+            last[value.step] = max(last.get(value.step, -1), indices[-1])
+        kept = {value.step for value in self.outputs}
         results: dict[int, Any] = {-1: x}
         for index, step in enumerate(self.steps):
             results[index] = run_step(step, results)
             if observe:
-                observe(index, results[index])
+                observe(index, _part(results[index], 0))
             for value in step.inputs():  # what nobody reads any more makes room
-                if last[value] == index and not any(value.step == kept.step for kept in self.outputs):
+                if last[value.step] == index and value.step not in kept:
                     results.pop(value.step, None)
         outputs = tuple(_part(results[value.step], value.part) for value in self.outputs)
         return outputs if len(outputs) > 1 else outputs[0]
