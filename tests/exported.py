@@ -61,9 +61,34 @@ class Branches(nn.Module):
         return low + F.interpolate(self.head(F.silu(self.up(s)))[:, :, ::2, ::2], scale_factor=2.0)
 
 
+class Pooled(nn.Module):
+    """A max-pooled map feeds a convolution and the shortcut beside it: the stem of a ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
+        return self.b(F.relu(x + self.a(x)))
+
+
+class Parts(nn.Module):
+    """Channels split in two of very different ranges, and picked from a tensor that is also read as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)
+        self.low, self.high, self.all = nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (self.stem(x) * torch.tensor([1.0, 1, 1, 9, 9, 9]).view(6, 1, 1)).chunk(2, 1)
+        x = torch.cat([self.left(left) - 9, self.right(right) + 9 + left[:, :1]], 1)
+        return self.low(x[:, :4]) + self.high(x[:, 4:]) + self.all(F.relu(x))
+
+
 NETWORKS = {"residual": Residual, "mobile": Mobile, "shared relu": SharedReLU, "shapes": Shapes,
-            "preactivation": PreActivation,
-            "branches": Branches}
+            "preactivation": PreActivation, "branches": Branches, "pooled": Pooled, "parts": Parts}
 
 
 def student(network: nn.Module, bits: int = 8, activation_bits: int | None = None, recipe: str = "rtn-noise",

@@ -54,14 +54,25 @@ def test_a_shortcut_before_a_relu_keeps_its_negative_numbers():
     assert program.steps[place].name == QUANTIZE and program.steps[place].quantizer.zero_point > 0
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_a_shortcut_is_not_squeezed_into_the_few_bits_of_its_neighbour(bits):
-    _, program = deployed("residual", bits)
+@pytest.mark.parametrize("name, bits", [("residual", 3), ("residual", 4), ("pooled", 4)])
+def test_a_shortcut_is_not_squeezed_into_the_few_bits_of_its_neighbour(name, bits):
+    _, program = deployed(name, bits)
     for index, step in enumerate(program.steps):
         if step.name == "add":
             assert all(grids(program)[value].bits == NEW_BITS for value in step.args), index
     assert {q.bits for i, s in enumerate(program.steps) if (p := layer_parts(s)) and p[0] in grids(program)
             and (q := grids(program)[p[0]])} == {bits, 8}, "layers read their own bits, the first one the image's"
+
+
+def test_parts_of_the_channels_keep_ranges_of_their_own():
+    """What one of them needs would cut the others off, or be too coarse for them."""
+    _, program = deployed("parts")
+    scale, behind = {}, [program.users()[Value(i)] for i, s in enumerate(program.steps) if s.name == "slice"]
+    for part in (0, 1):
+        (scale[part],) = [float(program.steps[i].quantizer.scale) for index, s in enumerate(program.steps) if s.name == "split"
+                          for i in program.users()[Value(index, part)] if program.steps[i].name == QUANTIZE]
+    assert scale[1] > 4 * scale[0]
+    assert [[program.steps[i].name for i in users] for users in behind[1:]] == [[QUANTIZE]] * 2
 
 
 @torch.no_grad()

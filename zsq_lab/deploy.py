@@ -97,7 +97,8 @@ def _place(program: Program) -> tuple[Program, dict[Quantizer, int]]:
     after: dict[Value, Quantizer] = {}
     removed: set[int] = set()
     look_at: dict[Quantizer, Value] = {}
-    for source in [INPUT, *(Value(i) for i, step in enumerate(program.steps) if _computes(step))]:
+    split = {value.step for value in (*users, *program.outputs) if value.part}  # each part keeps the quantizers behind it
+    for source in [INPUT, *(Value(i) for i, step in enumerate(program.steps) if _computes(step) and i not in split)]:
         end = _trunk(program, users, source)
         ends = list(_endpoints(program, users, end))
         readers = [i for i in ends if i is not None and program.steps[i].name == QUANTIZE]
@@ -119,6 +120,11 @@ def _computes(step: Step) -> bool:
     return step.name not in (QUANTIZE, "t") and not moves(step) and not monotone(step)
 
 
+def _picks_channels(step: Step) -> bool:
+    """Whether the step takes some of the channels, whose range says nothing of the others."""
+    return step.name in ("slice", "select") and step.args[1] % (len(step.shape) + (step.name == "select")) == 1
+
+
 def _operands(program: Program, value: Value) -> list:
     """The tensors that an operation combines: results and constants."""
     return [a for a in program.steps[value.step].args if isinstance(a, Value | Tensor)]
@@ -135,11 +141,11 @@ def _trunk(program: Program, users: dict, value: Value) -> Value:
 
 
 def _endpoints(program: Program, users: dict, value: Value) -> Iterator[int | None]:
-    """The steps that use `value`, perhaps moved; None for the model's output."""
+    """The steps that use `value`, perhaps moved, all its channels; None for the model's output."""
     if value in program.outputs:
         yield None
     for index in users.get(value, ()):
-        if moves(program.steps[index]):
+        if moves(program.steps[index]) and not _picks_channels(program.steps[index]):
             yield from _endpoints(program, users, Value(index))
         else:
             yield index
