@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import QUANTIZE, SWEEP, run
+from command_line import QUANTIZE, SWEEP, one_line, run
 
+from zsq_lab import __main__
 from zsq_lab.__main__ import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,20 @@ def test_a_wrong_argument_is_exit_status_2_and_one_line(capsys, arguments, named
     assert out == ""
     assert len(err.strip().splitlines()) == 1 and named in err
     assert not any(tmp_path.iterdir()), "nothing was begun"
+
+
+@pytest.mark.parametrize("error, named", [(KeyError("fc"), "KeyError: 'fc'"), (AssertionError(), "AssertionError"),
+                                          (AttributeError("a\nb"), "AttributeError: a b")])
+def test_what_nobody_expected_is_one_line_that_says_how_to_see_more(capsys, monkeypatch, error, named):
+    monkeypatch.setattr(__main__, "_recipes", lambda args: (_ for _ in ()).throw(error))
+    status, err = one_line(capsys, "recipes")
+    assert status == 1 and f"unexpected {named}. " in err and "`python -X dev -m zsq_lab`" in err
+
+
+def test_developers_see_the_traceback():
+    broken = "from zsq_lab import __main__ as m; m._recipes = lambda args: args.nothing; m.main(['recipes'])"
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", broken], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "has no attribute 'nothing'" in done.stderr
 
 
 def test_recipes_and_models_list_what_there_is(capsys):

@@ -2,10 +2,11 @@
 
 The longer ones have files of their own, named for them. Standard output carries the answer (with `--json` one JSON
 object and nothing else), standard error progress and problems. Exit status 0, or with one clear line on stderr 2 for a
-wrong argument and 1 for anything else.
+wrong argument and 1 for anything else. `python -X dev -m zsq_lab` shows the traceback of what nobody expected.
 """
 import os
 import sys
+import traceback
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -115,6 +116,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"zsq_lab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a mistake of the lab's own
+        if sys.flags.dev_mode:
+            raise
+        named = " ".join(traceback.format_exception_only(error)[-1].split())
+        print(f"zsq_lab: unexpected {named}. To see where, and to report it, run the same with `python -X dev -m zsq_lab`",
+              file=sys.stderr)
         return 1
 
 
