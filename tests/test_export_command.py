@@ -7,8 +7,9 @@ from command_line import EXPORT, one_line, run
 from exported import small_export  # noqa: F401 (a fixture)
 from networks import images
 
-from zsq_lab import recipes
+from zsq_lab import QuantConfig, export_comparison, quantize, recipes
 from zsq_lab.calibration_set import read_calibration_set, save_npz
+from zsq_lab.checkpoints import load_model, save_model
 from zsq_lab.data import find_dataset
 
 pytest.importorskip("onnx")
@@ -26,6 +27,18 @@ def test_a_quantized_file_and_a_calibration_set_go_in_and_the_same_model_comes_o
     status, out, _ = run(capsys, *EXPORT, "--quantized", str(written), "--images", str(tmp_path / "set"), "--json",
                          "--out", str(tmp_path / "q.onnx"))
     assert status == 0 and json.loads(out)["weight_bits"] == 3 and not (tmp_path / "cache").exists(), "images were made anew"
+
+
+@pytest.mark.parametrize("config, message", [
+    (QuantConfig(8, 8, convention="literature"), "(convention 'literature'): integer runtimes want convention 'deployable'"),
+    (QuantConfig(4, 9), "a quantizer has 9 bits"), (QuantConfig(4, 8, layer_bits={"fc": 10}), "a quantizer has 10 bits")])
+def test_a_file_that_no_integer_runtime_takes_is_refused_before_images_are_made(capsys, tmp_path, monkeypatch, config, message):
+    monkeypatch.setattr(export_comparison, "calibration_images", lambda *_, **__: pytest.fail("work was begun"))
+    file, facts = tmp_path / "q.safetensors", {"model": "embedded/resnet20", "image_shape": [3, 32, 32]}
+    result = quantize(load_model(facts["model"])[0], config, "rtn-bn", image_shape=(3, 32, 32))
+    save_model(result.model, file, result.report | facts)
+    status, err = one_line(capsys, *EXPORT, "--quantized", str(file), "--out", str(tmp_path / "q.onnx"))
+    assert status == 2 and f"--quantized {file}: " in err and message in err
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -54,7 +54,7 @@ def deploy(student: nn.Module, image_shape: tuple[int, ...], images: Tensor, *, 
         raise ValueError(f"the calibration images have shape {list(images.shape)}, expected [N, "
                          f"{', '.join(map(str, image_shape))}]")
     program = record(student, image_shape)
-    _check(program)
+    check_deployable(program)
     program, added = _place(_with_own_quantizers(program))
     _fit(program, added, images.split(128), seed)
     return round_constants(program)
@@ -71,7 +71,8 @@ def grids(program: Program) -> dict[Value, Quantizer]:
     return found
 
 
-def _check(program: Program) -> None:
+def check_deployable(program: Program) -> None:
+    """Raise ValueError, saying why, for the program of a model that no integer runtime takes."""
     if not any(is_weight(step) for step in program.steps):
         raise ValueError("the model has no quantized layer: quantize it first, or export it in full precision")
     for step in program.steps:

@@ -54,6 +54,13 @@ def run(args) -> None:
                             f"{list(dataset.image_shape)}: make them with `synthesize --model {name}`")
     if args.quantized:
         student, facts = read_quantized(args.quantized, name)
+        if args.out.suffix == ".onnx":  # before images are made for it
+            from .deploy import check_deployable
+            from .recorder import record
+            try:
+                check_deployable(record(student, dataset.image_shape))
+            except ValueError as error:
+                raise WrongArgument(f"--quantized {args.quantized}: {error}") from None
     else:
         from .data import cache_folder
         config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits)
