@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 from command_line import EXPORT, one_line, run
-from exported import small_export  # noqa: F401 (a fixture)
+from exported import Function, small_export  # noqa: F401 (a fixture)
 from networks import images
 
-from zsq_lab import QuantConfig, export_comparison, quantize, recipes
+from zsq_lab import QuantConfig, export_command, export_comparison, quantize, recipes
 from zsq_lab.calibration_set import read_calibration_set, save_npz
 from zsq_lab.checkpoints import load_model, save_model
 from zsq_lab.data import find_dataset
@@ -39,6 +39,14 @@ def test_a_file_that_no_integer_runtime_takes_is_refused_before_images_are_made(
     save_model(result.model, file, result.report | facts)
     status, err = one_line(capsys, *EXPORT, "--quantized", str(file), "--out", str(tmp_path / "q.onnx"))
     assert status == 2 and f"--quantized {file}: " in err and message in err
+
+
+def test_operations_that_onnx_lacks_are_refused_before_the_recipe_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "quantize", lambda *_, **__: pytest.fail("work was begun"))
+    network = Function(lambda x: x.cumsum(1))
+    monkeypatch.setattr(export_command, "named_classifier", lambda args: ("own", find_dataset("embedded"), network))
+    status, err = one_line(capsys, *EXPORT, "--out", str(tmp_path / "q.onnx"))
+    assert status == 1 and "the operation cumsum cannot be exported" in err
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -52,6 +52,10 @@ def run(args) -> None:
     if calibration is not None and calibration.shape[1:] != dataset.image_shape:
         raise WrongArgument(f"--images {args.images} holds images {list(calibration.shape[1:])}, expected "
                             f"{list(dataset.image_shape)}: make them with `synthesize --model {name}`")
+    if args.out.suffix == ".onnx":
+        from .export import float_program
+        from .onnx_graph import GraphWriter
+        GraphWriter(float_program(network, dataset.image_shape))  # operations that ONNX lacks are refused before the work
     if args.quantized:
         student, facts = read_quantized(args.quantized, name)
         if args.out.suffix == ".onnx":  # before images are made for it
