@@ -133,6 +133,14 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, wrong, words):
     assert stop.value.code == 2 and words in error and len(error.strip().splitlines()) == 1
 
 
+def test_absent_data_are_no_wrong_argument(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zsq_lab.data.search_folders", lambda: [tmp_path])
+    with pytest.raises(SystemExit) as stop:
+        ablation.main(["--model", "cifar10/resnet20", "--csv", str(tmp_path / "a.csv")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and "CIFAR-10 is not in any of these folders" in error and "--help" not in error
+
+
 def test_a_table_of_another_kind_is_refused_and_kept(tmp_path, capsys):
     other = tmp_path / "a.csv"
     other.write_text("x,y\n1,2\n")

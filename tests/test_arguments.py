@@ -57,6 +57,12 @@ def test_a_wrong_argument_is_one_line_and_status_2(capsys, arguments, named):
     assert len(err.splitlines()) == 1 and err.startswith("zsq_lab: ") and named in err and "`lab --help`" in err
 
 
+def test_what_the_arguments_are_not_to_blame_for_is_one_line_and_status_1(capsys):
+    with pytest.raises(SystemExit) as stop:
+        Parser(prog="lab").fail(RuntimeError("no memory\n  left"))
+    assert stop.value.code == 1 and capsys.readouterr().err == "zsq_lab: no memory left\n"
+
+
 def test_an_answer_is_text_or_one_json_object(capsys):
     fields = {"accuracy": 91.5, "seconds_left": None}
     answer(argparse.Namespace(json=False), fields, "91.5 %")

@@ -47,6 +47,24 @@ def test_the_command_makes_a_table(tmp_path, capsys, monkeypatch):
     assert "synthetic" in out and "toolkits" in err, "a bar says how far it is"
 
 
+def test_a_missing_toolkit_is_named_before_images_are_made(capsys, monkeypatch):
+    monkeypatch.setattr("zsq_lab.calibration_set.calibration_images", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(SystemExit) as stop:
+        bridges.main(["--model", "embedded/resnet20", "--toolkits", "onnxruntime", "nncf"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and out == "" and err.startswith("zsq_lab: NNCF needs openvino and nncf: install")
+    assert len(err.splitlines()) == 1
+
+
+def test_absent_data_are_no_wrong_argument(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("zsq_lab.data.search_folders", lambda: [tmp_path])
+    with pytest.raises(SystemExit) as stop:
+        bridges.main([])
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and "CIFAR-10 is not in any of these folders" in err and "--help" not in err
+
+
 @pytest.mark.parametrize("arguments, named", [
     (["-n", "0"], "'0' is not a whole number of at least 1"), (["--n-test", "-1"], "at least 1"), (["--seed", "x"], "not a seed"),
     (["--csv", "."], "--csv . is a folder: name a file"), (["--model", "embedded/vgg"], "vgg")])

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .arguments import Parser, WrongArgument, bit_width, positive, writable
+from .arguments import Parser, bit_width, positive, writable
 from .arguments import seed as seed_number
 from .checkpoints import load_model
+from .cifar10 import DataError
 from .data import find_dataset
 from .distill import FineTuning, dense_layers, feature_error, knowledge_loss, stage_layers, suited_loss
 from .equalize import equalize
@@ -164,7 +165,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what the table lacks; exit status 2 for a wrong argument."""
+    """Measure what the table lacks; exit status 2 for a wrong argument, 1 for what else stands in the way."""
     parser = Parser(prog="python -m zsq_lab.ablation", description="Measure what each ingredient of `best` is worth.")
     parser.add_argument("--model", default="cifar10/resnet20")
     parser.add_argument("-w", type=bit_width, default=3, dest="weight_bits")
@@ -190,7 +191,9 @@ def main(argv: list[str] | None = None) -> None:
                 rows.append(measure(name, args.model, config, budget=args.budget, seed=seed, n_test=n_test))
                 write_text(args.csv, pd.DataFrame(rows, columns=list(COLUMNS)).astype({"edge_bits": "Int64"})
                            .to_csv(index=False, lineterminator="\n"))
-    except (ValueError, WrongArgument) as error:
+    except (DataError, OSError, RuntimeError) as error:
+        parser.fail(error)
+    except ValueError as error:
         parser.error(str(error))
     print(summary(load(args.csv)).to_string(index=False))
 

@@ -13,6 +13,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"zsq_lab: {message.rstrip('.')}. See `{self.prog} --help`.\n")
 
+    def fail(self, error: Exception):
+        """End with exit status 1 and the error as one line: the arguments are not to blame."""
+        self.exit(1, f"zsq_lab: {' '.join(str(error).split())}\n")
+
 
 class WrongArgument(ValueError):
     """An argument that argparse could not check: exit status 2."""

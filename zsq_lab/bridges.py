@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from .arguments import Parser, positive, writable
 from .arguments import seed as seed_number
-from .export import float_program, save_onnx
+from .cifar10 import DataError
+from .export import float_program, require_onnx, save_onnx
 from .onnx_runtime import require_runtime, session_of
 from .onnx_runtime import run as run_session
 
@@ -49,7 +50,7 @@ def onnx_runtime_static(model: nn.Module, images: Tensor, *, out: Path | None = 
 
     out: where to keep the file. Raises ImportError, with the command, where onnxruntime is missing.
     """
-    require_runtime()
+    _onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -77,12 +78,7 @@ def pt2e(model: nn.Module, images: Tensor) -> Logits:
 
     Raises ImportError, with the command, where torchao is missing.
     """
-    try:
-        with _quiet():
-            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-    except ImportError as error:
-        raise ImportError(f"PT2E needs torchao: {INSTALL}") from error
+    prepare_pt2e, convert_pt2e, x86 = _torchao()
     with _quiet(), torch.no_grad():
         example = (images[:2].contiguous(),)
         batch = torch.export.Dim("batch", min=1, max=4096)
@@ -104,11 +100,7 @@ def nncf(model: nn.Module, images: Tensor) -> Logits:
 
     Raises ImportError, with the command, where nncf or openvino is missing.
     """
-    try:
-        import nncf as toolkit
-        import openvino
-    except ImportError as error:
-        raise ImportError(f"NNCF needs openvino and nncf: {INSTALL}") from error
+    toolkit, openvino = _nncf()
     shape = tuple(images.shape[1:])
     with tempfile.TemporaryDirectory() as folder, _quiet():
         save_onnx(float_program(model, shape), Path(folder) / "float.onnx")
@@ -119,7 +111,32 @@ def nncf(model: nn.Module, images: Tensor) -> Logits:
     return lambda x: torch.from_numpy(compiled(np.ascontiguousarray(x.cpu().numpy()))[0].copy())
 
 
+def _onnxruntime() -> None:
+    require_onnx(), require_runtime()
+
+
+def _torchao() -> tuple:
+    try:
+        with _quiet():
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+    except ImportError as error:
+        raise ImportError(f"PT2E needs torchao: {INSTALL}") from error
+    return prepare_pt2e, convert_pt2e, x86_inductor_quantizer
+
+
+def _nncf() -> tuple:
+    require_onnx()
+    try:
+        import nncf
+        import openvino
+    except ImportError as error:
+        raise ImportError(f"NNCF needs openvino and nncf: {INSTALL}") from error
+    return nncf, openvino
+
+
 BRIDGES: dict[str, Callable[..., Logits]] = {"onnxruntime": onnx_runtime_static, "pt2e": pt2e, "nncf": nncf}
+PACKAGES: dict[str, Callable] = {"onnxruntime": _onnxruntime, "pt2e": _torchao, "nncf": _nncf}  # what imports them
 
 
 def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None, toolkits=tuple(BRIDGES),
@@ -127,6 +144,7 @@ def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None,
     """Accuracy of each toolkit calibrated with n images of noise, made by the lab, and real: one row each, on test images.
 
     name: a network with its data set, `cifar10/resnet20`. synthetic: images to use instead of new quick ones.
+    Raises ImportError, before images are made, where a toolkit is missing.
     """
     from .calibration_set import calibration_images
     from .checkpoints import load_model
@@ -136,6 +154,8 @@ def compare(name: str, n: int = 128, *, seed: int = 0, limit: int | None = None,
     from .lab import real_images
     dataset, model = find_dataset(name.split("/")[0]), load_model(name)[0]
     shape = dataset.image_shape
+    for toolkit in toolkits:
+        PACKAGES[toolkit]()
     synthetic = calibration_images(model, shape, seed, progress=True) if synthetic is None else synthetic
     sets = {"noise": torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)), "synthetic": synthetic[:n],
             "real": real_images(dataset.train(), dataset, n, seed)}
@@ -168,6 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         writable(args.csv, "--csv")
         table = pd.DataFrame(compare(args.model, args.n, seed=args.seed, limit=args.n_test, toolkits=args.toolkits))
+    except (DataError, ImportError, OSError, RuntimeError) as error:
+        parser.fail(error)
     except ValueError as error:  # a wrong argument, or one that argparse could not check
         parser.error(str(error))
     if args.csv:
