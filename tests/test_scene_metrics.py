@@ -50,15 +50,25 @@ def test_iou_counts_the_pixels_of_all_batches_together():
     assert result["per_class"]["b"] == pytest.approx(100 * 1 / 33)
 
 
-def test_a_class_that_is_neither_there_nor_said_has_no_part_in_the_mean():
-    """Five test scenes need not show every class. One that is only said to be there is wrong, and counts."""
+def test_a_class_that_is_not_there_has_no_part_in_the_mean():
+    """Five test scenes need not show every class. Who says one that is not there misses the one that is."""
     truth = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, UNLABELLED]]], dtype=torch.uint8)
     said = torch.tensor([[[0, 0, 1, 1], [0, 2, 1, 3]]])
     logits = nn.functional.one_hot(said, 4).permute(0, 3, 1, 2).float()
     scenes = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), truth)
     result = mean_iou(Says(logits), scenes, dataset(("a", "b", "c", "d"), scenes), SEGMENTATION.read)
-    assert result["per_class"] == pytest.approx({"a": 75, "b": 100, "c": 0})
-    assert result["mIoU"] == pytest.approx(175 / 3)
+    assert result["per_class"] == pytest.approx({"a": 75, "b": 100})
+    assert result["mIoU"] == pytest.approx(175 / 2)
+
+
+@pytest.mark.parametrize("measure, targets, missing", [
+    (mean_iou, torch.full((1, 2, 4), UNLABELLED, dtype=torch.uint8), "labelled pixel"),
+    (mean_precision, [Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))], "box")])
+def test_scenes_without_anything_to_measure_by_are_refused(measure, targets, missing):
+    scenes, model = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), targets), Says()
+    with pytest.raises(ValueError, match=f"the test scenes show no {missing}"):
+        measure(model, scenes, dataset(("a", "b"), scenes), None)
+    assert model.calls == 0, "the network was asked"
 
 
 def found(*rows) -> dict:

@@ -12,7 +12,7 @@ from zsq_lab.checkpoints import load_model, save_model
 from zsq_lab.imagenet_models import load_imagenet
 from zsq_lab.lite_segmenter import ENCODER
 from zsq_lab.models import build
-from zsq_lab.scenes import SceneDataset
+from zsq_lab.scenes import UNLABELLED, SceneDataset
 from zsq_lab.tasks import DETECTION, SEGMENTATION
 from zsq_lab.train_scenes import PLANS, Plan, train, train_scene_checkpoint
 
@@ -65,6 +65,14 @@ def test_a_checkpoint_says_what_was_stored(tmp_path, monkeypatch):
     second = train_scene_checkpoint("embedded/segmenter", dataset, tmp_path / "y.safetensors", epochs=1, peak=1e-3,
                                     start=out)
     assert second["start_epochs"] == 2 and second["epochs"] == 1 and "--start x.safetensors" in second["command"]
+
+
+def test_test_scenes_that_show_nothing_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_scenes, "train", lambda *_, **__: pytest.fail("work was begun"))
+    blank = replace(squares(2), targets=torch.full((2, 32, 32), UNLABELLED, dtype=torch.uint8))
+    dataset = SceneDataset("embedded", ("a", "b"), (3, 32, 32), {"train": squares(8), "test": blank}.get)
+    with pytest.raises(ValueError, match="show no labelled pixel"):
+        train_scene_checkpoint("embedded/segmenter", dataset, tmp_path / "x.safetensors")
 
 
 def test_an_interrupted_run_does_not_go_on_with_other_scenes(tmp_path, monkeypatch):

@@ -2,14 +2,15 @@
 
 mIoU: per class, intersection over union of all test pixels together, then the mean over the classes; unlabelled pixels
 do not count. mAP: average precision by pycocotools, the mean over the classes, at IoU 0.5 and averaged over 0.5,
-0.55 ... 0.95. A class that the test scenes do not show has neither, and no part in a mean.
+0.55 ... 0.95. A class that the test scenes do not show has neither, and no part in a mean: two networks are compared
+over the same classes, and a pixel that one of them calls by such a name is a miss of the class that it is of.
 Evaluating reads and never writes: no range, no statistic, no mode changes.
 """
 from collections.abc import Iterator
-from math import isnan
+from math import isnan, nan
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .graph import evaluating
@@ -17,6 +18,15 @@ from .scenes import UNLABELLED, SceneDataset, Scenes
 from .torchvision_compat import import_torchvision
 
 BATCH = 16
+
+
+def require_shown(scenes: Scenes) -> None:
+    """Raises ValueError for scenes that show nothing to measure by: no labelled pixel, no box."""
+    masks = isinstance(scenes.targets, Tensor)
+    shown = (scenes.targets != UNLABELLED).any() if masks else any(len(target.boxes) for target in scenes.targets)
+    if not shown:
+        raise ValueError(f"the test scenes show no {'labelled pixel' if masks else 'box'}, so there is nothing to measure "
+                         "by: take others, or more of them")
 
 
 @torch.inference_mode()
@@ -31,7 +41,11 @@ def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset,
 
 
 def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, progress: bool = False) -> dict:
-    """{"mIoU": percent, "per_class": {name: percent}}. read(model, output): masks int64 [N, H, W]."""
+    """{"mIoU": percent, "per_class": {name: percent}}. read(model, output): masks int64 [N, H, W].
+
+    Raises ValueError for scenes without a labelled pixel.
+    """
+    require_shown(scenes)
     import_torchvision()  # before torchmetrics, which imports it by itself and would not survive a broken one
     from torchmetrics.classification import MulticlassConfusionMatrix
     metric = MulticlassConfusionMatrix(len(dataset.classes), ignore_index=UNLABELLED, validate_args=False)
@@ -40,7 +54,8 @@ def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, prog
             metric.update(read(model, output).cpu(), part.targets.long())
     counts = metric.compute().double()  # [true class, said class]
     both = counts.diag()
-    each = 100 * both / (counts.sum(0) + counts.sum(1) - both)  # 0 / 0, NaN: neither there nor seen
+    each = 100 * both / (counts.sum(0) + counts.sum(1) - both)
+    each[counts.sum(1) == 0] = nan  # not there
     per_class = {name: value for name, value in zip(dataset.classes, each.tolist(), strict=True) if not isnan(value)}
     return {"mIoU": each.nanmean().item(), "per_class": per_class}
 
@@ -49,7 +64,9 @@ def mean_precision(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read
     """{"mAP50", "mAP": percent, "per_class": {name: average precision at 0.5 : 0.95, percent}}.
 
     read(model, output): per image {"boxes", "scores", "labels"} as torchvision's detectors give them.
+    Raises ValueError for scenes without a box.
     """
+    require_shown(scenes)
     import_torchvision()
     from torchmetrics.detection import MeanAveragePrecision
     metric = MeanAveragePrecision(backend="pycocotools", class_metrics=True)

@@ -19,6 +19,7 @@ from .epochs import conditions, decayed, run_epochs, state_path
 from .lite_segmenter import ENCODER, LiteSegmenter
 from .models import build
 from .scene_losses import box_loss, class_weights, mask_loss
+from .scene_metrics import require_shown
 from .scene_views import draw_views, recolour
 from .scenes import SceneDataset, Scenes
 from .tasks import task_of
@@ -105,6 +106,7 @@ def train_scene_checkpoint(name: str, dataset: SceneDataset, out: Path, *, epoch
         network.pyramid.begin_trained(load_model(ENCODER)[0])
         begun = {"encoder": ENCODER}
     scenes, test = dataset.train(), dataset.test()
+    require_shown(test)  # before the work
     state_file = state_path(cache_folder(), name, plan.epochs, plan.peak, seed, start, scenes.images)
     outcome = train(network, scenes, dataset.normalise, plan, classes=len(dataset.classes), seed=seed,
                     state_file=state_file)
