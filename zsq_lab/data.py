@@ -85,12 +85,11 @@ def find_dataset(profile: str | None = None) -> Dataset:
         raise ValueError(f"unknown profile {profile!r}: expected one of {', '.join(PROFILES)}")
     if profile == "embedded":
         return _embedded()
-    folders = search_folders()
-    for folder in folders:
-        if any((folder / name).is_file() for name in (*map(npz_name, SPLITS), *ARCHIVES)):
-            return _cifar10(folder)
+    folder = cifar10_folder()
+    if folder:
+        return _cifar10(folder)
     if profile == "cifar10":
-        looked = ", ".join(map(str, folders))
+        looked = ", ".join(map(str, search_folders()))
         raise DataError(f"CIFAR-10 is not in any of these folders: {looked}. Get it with `{COMMAND}`, or set ZSQ_DATA.")
     print(f"CIFAR-10 is not here, so the lab runs on its embedded images. To get it: {COMMAND}", file=sys.stderr)
     return _embedded()
@@ -101,6 +100,15 @@ def search_folders() -> list[Path]:
     chosen = os.environ.get("ZSQ_DATA")
     folders = [cache_folder(), *(folder / "data" / "cache" for folder in (Path.cwd(), Path.cwd().parent))]
     return list(dict.fromkeys([Path(chosen).expanduser(), *folders] if chosen else folders))
+
+
+def cifar10_folder() -> Path | None:
+    """The first of `search_folders` that has all of CIFAR-10, both arrays or an official archive; None: none has."""
+    for folder in search_folders():
+        arrays, archives = (folder / npz_name(split) for split in SPLITS), (folder / name for name in ARCHIVES)
+        if all(path.is_file() for path in arrays) or any(path.is_file() for path in archives):
+            return folder
+    return None
 
 
 def cache_folder() -> Path:
@@ -125,7 +133,7 @@ def _load_cifar10(folder: Path, split: str) -> Split:
         images, labels = check(*arrays, CIFAR10, split)
     except Exception as error:  # a damaged file can raise anything: zlib, tarfile, pickle, zipfile, NumPy errors
         reason = error if isinstance(error, DataError) else f"not readable ({type(error).__name__}: {error})"
-        raise DataError(f"{path}: {reason}. Delete the file, then run `{COMMAND}`.") from error
+        raise DataError(f'{path}: {reason}. To replace it: {COMMAND} --out "{folder}"') from error
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long())
 
 

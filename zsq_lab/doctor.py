@@ -105,9 +105,11 @@ def check_data() -> Check:
     except data.DataError:
         return Check("data", True, f"no CIFAR-10 here, so the lab draws its own images (profile embedded); "
                                    f"to get it: {data.COMMAND}")
-    test = dataset.test()  # read and compared with the published digest: damaged files show here, not in a notebook
-    folder = next(f for f in data.search_folders() if any(f.glob("cifar*")))
-    return Check("data", True, f"CIFAR-10 in {folder}, {len(test):,} test images verified")
+    try:
+        test = dataset.test()  # read and compared with the published digest: damaged files show here, not in a notebook
+    except data.DataError as error:
+        return Check("data", False, "CIFAR-10 is damaged", str(error))
+    return Check("data", True, f"CIFAR-10 in {data.cifar10_folder()}, {len(test):,} test images verified")
 
 
 def check_imagenet() -> Check:
