@@ -32,7 +32,7 @@ def test_a_quantized_file_and_a_calibration_set_go_in_and_the_same_model_comes_o
 @pytest.mark.parametrize("config, message", [
     (QuantConfig(8, 8, convention="literature"), "(convention 'literature'): integer runtimes want convention 'deployable'"),
     (QuantConfig(4, 9), "a quantizer has 9 bits"), (QuantConfig(4, 8, layer_bits={"fc": 10}), "a quantizer has 10 bits")])
-def test_a_file_that_no_integer_runtime_takes_is_refused_before_images_are_made(capsys, tmp_path, monkeypatch, config, message):
+def test_a_file_that_no_integer_runtime_takes_is_refused_before_the_work(capsys, tmp_path, monkeypatch, config, message):
     monkeypatch.setattr(export_comparison, "calibration_images", lambda *_, **__: pytest.fail("work was begun"))
     file, facts = tmp_path / "q.safetensors", {"model": "embedded/resnet20", "image_shape": [3, 32, 32]}
     result = quantize(load_model(facts["model"])[0], config, "rtn-bn", image_shape=(3, 32, 32))
