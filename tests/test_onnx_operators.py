@@ -3,11 +3,12 @@ refused by name where ONNX has none."""
 import pytest
 import torch
 import torch.nn.functional as F
-from exported import Between, Function, check_float, check_integers, student
+from exported import Between, Function, check_float, check_integers, in_runtime, student
 from networks import IMAGE, awaken, images
 from torch import nn
 
 from zsq_lab.deploy import deploy
+from zsq_lab.integer_program import exact
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -64,6 +65,17 @@ def test_bounds_at_the_ends_of_the_grid_cost_nothing(tmp_path, function):
     nn.Conv2d(3, 6, 3, stride=2, padding=2, dilation=2, groups=3), nn.Conv2d(3, 4, (3, 1), padding=(1, 0), bias=False)])
 def test_layers_with_all_their_settings(tmp_path, layer):
     check_float(awaken(layer), tmp_path / "f.onnx")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@torch.no_grad()
+def test_transposed_layers_keep_the_weights_of_the_simulation(tmp_path, groups):
+    """Weights in floats among integers are quantized by the runtime itself, on a grid of its own."""
+    body = nn.ConvTranspose2d(4, 4, 2, stride=2, groups=groups, bias=False)
+    network = awaken(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), body, nn.ReLU(), nn.Conv2d(4, 5, 1)))
+    program = deploy(student(network), IMAGE, images(32))
+    got = torch.from_numpy(in_runtime(program, tmp_path / "q.onnx", images(9)))
+    torch.testing.assert_close(got, exact(program)(images(9)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batchnorm_that_nothing_could_be_folded_into(tmp_path):

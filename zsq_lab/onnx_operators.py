@@ -43,9 +43,9 @@ def _convolution(writer, step: Step) -> None:
     attributes = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
     if transposed:
         axis = writer.grid[weight].axis if isinstance(weight, Value) else 1
-        inputs = [writer.float_of(x), writer.layer_weight(weight, axis)]
-        inputs += [writer.float_of(bias)] if bias is not None else []
-        writer.result(writer.node("ConvTranspose", inputs, output_padding=output_padding, **attributes))
+        own_bias = [] if bias is None else [writer.float_of(bias)]
+        writer.result(writer.node("ConvTranspose", [writer.float_of(x), writer.layer_weight(weight, axis), *own_bias],
+                                  output_padding=output_padding, **attributes))
         return
     writer.result(writer.node("Conv", [writer.float_of(x), writer.layer_weight(weight, 0), *writer.layer_bias(step)],
                               **attributes))
