@@ -32,6 +32,10 @@ FUNCTIONS = {
     "max-pooling, dilated": lambda x: F.max_pool2d(x, 2, 1, dilation=2),
     "max-pooling, ceiling": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "average": lambda x: F.avg_pool2d(x, 2), "average, padded": lambda x: F.avg_pool2d(x, 3, 2, padding=1),
+    "average, ceiling": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+    "average, padded, ceiling": lambda x: F.avg_pool2d(x, 3, 2, padding=1, ceil_mode=True, count_include_pad=False),
+    "average, ceiling without need": lambda x: F.avg_pool2d(x, 3, 3, padding=1, ceil_mode=True),
+    "max-pooling, ceiling without need": lambda x: F.max_pool2d(x, 3, 3, padding=1, ceil_mode=True),
     "average without the border": lambda x: F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False),
     "global": lambda x: F.adaptive_avg_pool2d(x, 1), "adaptive": lambda x: F.adaptive_avg_pool2d(x, (4, 2)),
     "mean of positions": lambda x: x.mean((2, 3)), "mean, kept": lambda x: x.mean((2, 3), keepdim=True),
@@ -67,15 +71,26 @@ def test_layers_with_all_their_settings(tmp_path, layer):
     check_float(awaken(layer), tmp_path / "f.onnx")
 
 
+def assert_as_simulated(network: nn.Module, path) -> None:
+    program = deploy(student(awaken(network)), IMAGE, images(32))
+    got = torch.from_numpy(in_runtime(program, path, images(9)))
+    with torch.no_grad():
+        torch.testing.assert_close(got, exact(program)(images(9)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@torch.no_grad()
 def test_transposed_layers_keep_the_weights_of_the_simulation(tmp_path, groups):
     """Weights in floats among integers are quantized by the runtime itself, on a grid of its own."""
     body = nn.ConvTranspose2d(4, 4, 2, stride=2, groups=groups, bias=False)
-    network = awaken(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), body, nn.ReLU(), nn.Conv2d(4, 5, 1)))
-    program = deploy(student(network), IMAGE, images(32))
-    got = torch.from_numpy(in_runtime(program, tmp_path / "q.onnx", images(9)))
-    torch.testing.assert_close(got, exact(program)(images(9)), rtol=1e-5, atol=1e-5)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), body, nn.ReLU(), nn.Conv2d(4, 5, 1))
+    assert_as_simulated(network, tmp_path / "q.onnx")
+
+
+@pytest.mark.parametrize("padding, border", [(0, True), (0, False), (1, False)])
+def test_averages_whose_windows_hang_over_the_border_are_the_simulations(tmp_path, padding, border):
+    """Integer kernels divide them by the whole window, if the border counts."""
+    average = nn.AvgPool2d(3, 2, padding, ceil_mode=True, count_include_pad=border)
+    assert_as_simulated(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), average, nn.Conv2d(4, 5, 1)), tmp_path / "q.onnx")
 
 
 def test_a_batchnorm_that_nothing_could_be_folded_into(tmp_path):
@@ -88,6 +103,7 @@ def test_a_batchnorm_that_nothing_could_be_folded_into(tmp_path):
 @pytest.mark.parametrize("function, message", [
     (lambda x: torch.add(x, x, alpha=2), "operation add cannot be exported: alpha is not 1"),
     (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "avg_pool2d cannot be exported: ONNX's average has no divisor"),
+    (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), "avg_pool2d cannot be exported: .* hang over a border which counts"),
     (lambda x: F.adaptive_avg_pool2d(x, 3), r"cannot be exported: \(8, 8\) positions are no multiple of \[3, 3\]"),
     (lambda x: x.cumsum(1), "operation cumsum cannot be exported: only these operations are: .*_softmax.*relu.*slice")])
 def test_what_onnx_does_not_have_is_refused_by_name(tmp_path, function, message):

@@ -107,11 +107,18 @@ def _extreme(kind: str):
     return write
 
 
+def _overhangs(writer, step: Step, reach, stride, padding) -> bool:
+    """Whether `ceil_mode` adds windows; one that would begin beyond the image PyTorch leaves out, and ONNX counts it."""
+    sides = zip(shape_of(writer, step.args[0])[2:], reach, stride, padding, strict=True)
+    return tuple((n + 2 * p - r) // s + 1 for n, r, s, p in sides) != tuple(step.shape[2:])
+
+
 def _max_pool(writer, step: Step) -> None:
     _, kernel, stride, padding, dilation, ceil = step.args
-    attributes = {"kernel_shape": kernel, "strides": stride or kernel,
-                  "pads": [*padding, *padding] * (len(kernel) // len(padding)),
-                  "dilations": list(dilation) * (len(kernel) // len(dilation)), "ceil_mode": int(ceil)}
+    padding, dilation = (list(sides) * (len(kernel) // len(sides)) for sides in (padding, dilation))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    attributes = {"kernel_shape": kernel, "strides": stride or kernel, "pads": [*padding, *padding], "dilations": dilation,
+                  "ceil_mode": int(ceil and _overhangs(writer, step, reach, stride or kernel, padding))}
     writer.same_grid(step, lambda name, _: writer.node("MaxPool", [name], **attributes),
                      lambda name: writer.node("MaxPool", [name], **attributes))
 
@@ -120,8 +127,12 @@ def _average_pool(writer, step: Step) -> None:
     x, kernel, stride, padding, ceil, include, divisor = step.args
     if divisor is not None:
         raise _refused(step, "ONNX's average has no divisor of its own")
+    ceil = ceil and _overhangs(writer, step, kernel, stride or kernel, padding)
+    if ceil and include and any(padding):
+        raise _refused(step, "runtimes disagree about windows that hang over a border which counts; leave out ceil_mode or "
+                             "count_include_pad")
     writer.result(writer.node("AveragePool", [writer.float_of(x)], kernel_shape=kernel, strides=stride or kernel,
-                              pads=[*padding, *padding], ceil_mode=int(ceil), count_include_pad=int(include)))
+                              pads=[*padding, *padding], ceil_mode=int(ceil), count_include_pad=int(include and not ceil)))
 
 
 def _adaptive_pool(writer, step: Step) -> None:
