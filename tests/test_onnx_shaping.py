@@ -21,6 +21,8 @@ FUNCTIONS = {
     "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 2, 1)), "reflect": lambda x: F.pad(x, (2, 1, 0, 3), mode="reflect"),
     "concatenate": lambda x: torch.cat([x, 2 * x[:, :1]], 1), "split in sizes": lambda x: x.split([2, 1], 1)[0],
     "split evenly": lambda x: x.split(3, 2)[2], "both parts": lambda x: x.split(5, 3)[1] * x.split(5, 3)[0][..., :3],
+    "parts of a part": lambda x: torch.cat(x.split([2, 6], 2)[1].split(3, 2)[::-1], 1),
+    "a part of another size, enlarged": lambda x: F.interpolate(x.split([3, 5], 2)[1], scale_factor=2.0),
     "nearest": lambda x: F.interpolate(x, scale_factor=2.0), "nearest, odd": lambda x: F.interpolate(x, size=(12, 20)),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False),
     "bilinear, corners": lambda x: F.interpolate(x, size=(15, 9), mode="bilinear", align_corners=True)}

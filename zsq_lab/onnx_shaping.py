@@ -11,7 +11,13 @@ END = 2**63 - 1  # "to the end" in ONNX's Slice
 
 def shape_of(writer, value: Value) -> tuple[int, ...]:
     """The shape of a result, the batch as -1."""
-    return writer.program.steps[value.step].shape if value.step >= 0 else (-1, *writer.program.image_shape)
+    if value.step < 0:
+        return (-1, *writer.program.image_shape)
+    step = writer.program.steps[value.step]
+    shape = list(step.shape)
+    if value.part:  # the step's own is that of the first part
+        shape[step.args[2]] = _part_sizes(writer, step)[value.part]
+    return tuple(shape)
 
 
 def _slice(writer, step: Step) -> None:
@@ -65,11 +71,14 @@ def _concatenate(writer, step: Step) -> None:
     writer.result(writer.node("Concat", [writer.float_of(a) for a in step.args[0]], axis=step.args[1]))
 
 
-def _split(writer, step: Step) -> None:
+def _part_sizes(writer, step: Step) -> list[int]:
     x, sizes, axis = step.args
     whole = shape_of(writer, x)[axis]
-    if isinstance(sizes, int):
-        sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
+    return [min(sizes, whole - start) for start in range(0, whole, sizes)] if isinstance(sizes, int) else sizes
+
+
+def _split(writer, step: Step) -> None:
+    (x, _, axis), sizes = step.args, _part_sizes(writer, step)
     names = writer.node("Split", [writer.float_of(x), writer.constant(sizes, np.int64)], outputs=len(sizes), axis=axis)
     for part, name in enumerate(names if len(sizes) > 1 else [names]):
         writer.result(name, part)
