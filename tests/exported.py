@@ -62,15 +62,16 @@ class Branches(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A max-pooled map feeds a convolution and the shortcut beside it: the stem of a ResNet."""
+    """A max-pooled map feeds a convolution and the shortcut beside it: the stem of a ResNet. A head without a bias."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.stem, self.a = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
-        return self.b(F.relu(x + self.a(x)))
+        return self.fc(F.relu(x + self.a(x)).mean((2, 3)))
 
 
 class Parts(nn.Module):

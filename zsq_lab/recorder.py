@@ -48,6 +48,8 @@ class _Recorder(TorchDispatchMode):
         if name in SAME or name in SAME_SHAPE and tuple(made[0].shape) == shape:
             self.name_result(made[0], self.value[id(read[0])])
             return
+        if name == "mm" and id(arguments[0]) in self.value:  # a linear layer without a bias is one with a bias of zeros
+            name, arguments = "addmm", [arguments[1].new_zeros(arguments[1].shape[1]), *arguments]
         function = getattr(getattr(torch.ops.aten, name, None), func._overloadname, None)
         if function is None:
             raise ValueError(f"the model uses {func}, which changes a tensor in a way that cannot be written down as a "
