@@ -35,6 +35,15 @@ def test_all_kinds_of_layers(kind):
     torch.testing.assert_close(record(network, shape)(images(3, shape)), network(images(3, shape)))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_linear_layers_that_read_every_position_take_batches_of_any_size(bias):
+    network = awaken(nn.Sequential(nn.Flatten(2), nn.Linear(64, 6, bias=bias), nn.ReLU(), nn.Linear(6, 5, bias=bias)))
+    program = record(network, IMAGE)
+    for n in (1, 7):
+        torch.testing.assert_close(program(images(n)), network(images(n)))
+
+
 @torch.no_grad()
 def test_quantizers_stay_in_one_piece_and_call_sites_apart():
     model = student(awaken(SharedConv()))

@@ -62,7 +62,8 @@ class _Recorder(TorchDispatchMode):
             self.steps.append(pool)
             self.add(Step("view", (Value(len(self.steps) - 1), [-1, shape[1]]), (-1, shape[1])), made)
             return
-        batched = len(read[0].shape) > 0 and shape[:1] == (self.batch,) == tuple(made[0].shape[:1])
+        # The batch comes first, perhaps times the positions of each image: a linear layer reads them in one row.
+        batched = all(len(s) > 0 and s[0] % self.batch == 0 for s in (shape, made[0].shape))
         self.add(Step(name, tuple(map(self.refer, arguments)),
                       (-1, *made[0].shape[1:]) if batched else tuple(made[0].shape), function, options=kwargs), made)
         if in_place:
