@@ -24,6 +24,10 @@ FUNCTIONS = {
     "parts of a part": lambda x: torch.cat(x.split([2, 6], 2)[1].split(3, 2)[::-1], 1),
     "a part of another size, enlarged": lambda x: F.interpolate(x.split([3, 5], 2)[1], scale_factor=2.0),
     "nearest": lambda x: F.interpolate(x, scale_factor=2.0), "nearest, odd": lambda x: F.interpolate(x, size=(12, 20)),
+    "nearest, broken factor": lambda x: F.interpolate(x, size=(82, 9)),
+    "nearest, smaller": lambda x: F.interpolate(x, size=(5, 3)),
+    "bilinear, to a size that its factor falls short of":
+        lambda x: F.interpolate(x[:, :, 1:], size=(31, 8), mode="bilinear", align_corners=False),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False),
     "bilinear, corners": lambda x: F.interpolate(x, size=(15, 9), mode="bilinear", align_corners=True)}
 
@@ -38,6 +42,7 @@ def test_on_floats_as_pytorch(tmp_path, name):
     ("Transpose", lambda x: x.transpose(2, 3), 6), ("Pad", lambda x: F.pad(x, (1, 1, 2, 0)), 6),
     ("Pad", lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), 6),
     ("Resize", lambda x: F.interpolate(x, scale_factor=2.0), 6),
+    ("Gather", lambda x: F.interpolate(x, size=(12, 20)), 6),
     ("Gather", lambda x: x.unsqueeze(1).select(1, 0), 6)])
 def test_on_integers_they_stay_on_the_grid(tmp_path, kernel, function, channels):
     check_integers(function, tmp_path / "q.onnx", kernel=kernel, channels=channels)

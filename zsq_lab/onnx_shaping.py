@@ -3,6 +3,7 @@
 They work on integers as on floats, so most of them stay on the grid that their input is on (`writer.same_grid`).
 """
 import numpy as np
+import torch
 
 from .program import Step, Value
 
@@ -89,12 +90,33 @@ def _upsample(writer, step: Step) -> None:
     bilinear = "bilinear" in step.name
     align = bool(step.args[2]) if bilinear else False
     before, after = shape_of(writer, step.args[0])[2:], step.shape[2:]
-    factors = writer.constant([1, 1, *(a / b for a, b in zip(after, before, strict=True))], np.float32)
+    if not bilinear and any(a % b for a, b in zip(after, before, strict=True)):
+        _pick(writer, step, *before)
+        return
+    factors = writer.constant([1, 1, *map(_factor, before, after)], np.float32)
     how = {"mode": "linear" if bilinear else "nearest",
            "coordinate_transformation_mode": "align_corners" if align else "half_pixel" if bilinear else "asymmetric"}
     how |= {} if bilinear else {"nearest_mode": "floor"}
     writer.same_grid(step, lambda name, _: writer.node("Resize", [name, "", factors], **how),
                      lambda name: writer.node("Resize", [name, "", factors], **how))
+
+
+def _factor(before: int, after: int) -> np.float32:
+    """after / before, rounded up where before * factor would fall short of the size: its fraction is cut off."""
+    factor = np.float32(after / before)
+    return factor if float(factor) * before >= after else np.nextafter(factor, np.float32(np.inf))
+
+
+def _pick(writer, step: Step, height: int, width: int) -> None:
+    """Nearest neighbours by their numbers, as PyTorch has them: with a broken factor runtimes round to others now and then."""
+    rows, columns = (step.function(x.expand(1, 1, height, width), *step.args[1:], **step.options)[0, 0] for x in (
+        torch.arange(height, dtype=torch.float32).view(-1, 1), torch.arange(width, dtype=torch.float32)))
+
+    def pick(name: str) -> str:
+        for axis, numbers in ((2, rows[:, 0]), (3, columns[0])):
+            name = writer.node("Gather", [name, writer.constant(numbers, np.int64)], axis=axis)
+        return name
+    writer.same_grid(step, lambda name, _: pick(name), pick)
 
 
 OPERATORS = {
