@@ -93,7 +93,8 @@ def train_scene_checkpoint(name: str, dataset: SceneDataset, out: Path, *, epoch
 
     epochs, peak: other than in `PLANS`. start: a checkpoint to go on from, by one more cycle; of a network for another
     task its pyramid. data: the folder of the scenes, for the card, where one was named. Raises ValueError where `start` is
-    missing or no checkpoint of scenes, or the encoder that a `LiteSegmenter` begins with is not installed (extra `imagenet`).
+    missing or no checkpoint of scenes, the encoder that a `LiteSegmenter` begins with is not installed (extra `imagenet`), or
+    the test scenes show nothing to measure by.
     """
     plan = replace(PLANS[name], epochs=epochs or PLANS[name].epochs, peak=peak or PLANS[name].peak)
     task, earlier, begun = task_of(name), {}, {}
