@@ -17,6 +17,7 @@ from .folding import fold, output_axis, replace_module
 from .fused import split_fused_norms
 from .graph import BATCH_NORMS, LAYERS, Graph, trace
 from .quantizer import Quantizer, integer_range
+from .trials import overwrites_images
 
 CONVENTIONS = ("deployable", "literature")
 IMAGE_BITS = 8  # the input image, in every convention
@@ -217,16 +218,6 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
     if any(len(calls) > 1 for _, calls in sites.values()):
         model.register_forward_pre_hook(restart_calls)
     return model.eval()
-
-
-@torch.inference_mode(False)  # whose tensors do not know whether they were changed
-@torch.no_grad()
-def overwrites_images(model: nn.Module, image_shape: tuple[int, ...]) -> bool:
-    """Whether a forward pass changes the very images that it is given, to normalise them for instance."""
-    images = torch.zeros(2, *image_shape).to(next(model.parameters()))
-    before = images._version
-    model(images)
-    return images._version != before
 
 
 def copy_images(_model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

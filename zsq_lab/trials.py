@@ -2,7 +2,7 @@
 
 A factor moves through a layer's weight only if the layer is linear in it, which a class with a `forward` of its own need not
 be. And a record of the data flow does not see everything: a module that is called from a plain Python list as well cannot be
-replaced there, and a weight may be used without its layer being called.
+replaced there, and a weight may be used without its layer being called. Nor may a model spoil its images for who comes next.
 """
 import copy
 
@@ -53,6 +53,16 @@ def require_unchanged(before: Graph, model: nn.Module, image_shape: tuple[int, .
         raise ValueError(f"{change} changes what this model computes. Either it calls a module that it also holds in a plain "
                          "Python list, dictionary or function: hold it in nn.ModuleList or nn.ModuleDict alone. Or it uses a "
                          f"layer's weight without calling the layer: {instead}.")
+
+
+@torch.inference_mode(False)  # whose tensors do not know whether they were changed
+@torch.no_grad()
+def overwrites_images(model: nn.Module, image_shape: tuple[int, ...]) -> bool:
+    """Whether a forward pass changes the very images that it is given, to normalise them for instance."""
+    images = example(model, image_shape)
+    before = images._version
+    model(images)
+    return images._version != before
 
 
 def _error(own, wanted) -> float:
