@@ -7,10 +7,11 @@ from command_line import EXPORT, one_line, run
 from exported import Function, small_export  # noqa: F401 (a fixture)
 from networks import images
 
-from zsq_lab import QuantConfig, export_command, export_comparison, quantize, recipes
+from zsq_lab import QuantConfig, distill, export_command, export_comparison, quantize, recipes
 from zsq_lab.calibration_set import read_calibration_set, save_npz
 from zsq_lab.checkpoints import load_model, save_model
 from zsq_lab.data import find_dataset
+from zsq_lab.resume import RunState
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -27,6 +28,18 @@ def test_a_quantized_file_and_a_calibration_set_go_in_and_the_same_model_comes_o
     status, out, _ = run(capsys, *EXPORT, "--quantized", str(written), "--images", str(tmp_path / "set"), "--json",
                          "--out", str(tmp_path / "q.onnx"))
     assert status == 0 and json.loads(out)["weight_bits"] == 3 and not (tmp_path / "cache").exists(), "images were made anew"
+
+
+def test_what_is_interrupted_after_the_recipe_is_not_begun_anew(capsys, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(RunState.__init__, "__defaults__", (None, 0.0))
+    command = [*EXPORT[:-2], "--recipe", "distilled", "--budget", "quick", "--out", str(tmp_path / "q.safetensors")]
+    with monkeypatch.context() as patched:
+        patched.setattr(export_comparison, "write_packed", interrupt)
+        assert run(capsys, *command)[0] == 130
+    monkeypatch.setattr(distill.FineTuning, "step", lambda *_: pytest.fail("it was trained already"))
+    assert run(capsys, *command)[0] == 0 and not list(tmp_path.rglob("distilled_*"))
 
 
 @pytest.mark.parametrize("config, message", [

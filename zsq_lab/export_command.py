@@ -29,8 +29,8 @@ def run(args) -> None:
     from .calibration_set import read_calibration_set
     from .export_comparison import write_onnx, write_packed
     from .job import BUDGETS
-    from .layers import QuantConfig
-    from .recipes import RECIPES, quantize
+    from .recipes import RECIPES
+    from .resume import kept_until_written
     known("recipe", args.recipe, RECIPES)
     known("budget", args.budget, BUDGETS)
     if args.out.suffix not in SUFFIXES or args.out.is_dir():
@@ -56,24 +56,32 @@ def run(args) -> None:
         from .export import float_program
         from .onnx_graph import GraphWriter
         GraphWriter(float_program(network, dataset.image_shape))  # operations that ONNX lacks are refused before the work
-    if args.quantized:
-        student, facts = read_quantized(args.quantized, name)
-        if args.out.suffix == ".onnx":  # before images are made for it
-            from .deploy import check_deployable
-            from .recorder import record
-            try:
-                check_deployable(record(student, dataset.image_shape))
-            except ValueError as error:
-                raise WrongArgument(f"--quantized {args.quantized}: {error}") from None
-    else:
-        from .data import cache_folder
+    with kept_until_written():  # calibrating, comparing and writing come after the recipe
+        student, facts = _student(args, name, dataset, network)
+        wanted = ("model", "recipe", "config", "convention", "seed", "budget", "seconds", "image_shape")
+        kept = {key: facts[key] for key in wanted if key in facts}
+        if args.out.suffix == ".onnx":
+            write_onnx(args, network, student, dataset, kept, calibration)
+        else:
+            write_packed(args, network, student, dataset, kept)
+
+
+def _student(args, name: str, dataset, network) -> tuple:
+    """The quantized model and the facts about it: that of --quantized, or what the recipe makes."""
+    from .data import cache_folder
+    from .layers import QuantConfig
+    from .recipes import quantize
+    if not args.quantized:
         config = QuantConfig(args.weight_bits, args.activation_bits, args.edge_bits)
         result = quantize(network, config, args.recipe, image_shape=dataset.image_shape, seed=args.seed,
                           budget=args.budget, progress=True, resume=cache_folder() / "runs")
-        student, facts = result.model, result.report | {"model": name, "image_shape": list(dataset.image_shape)}
-    wanted = ("model", "recipe", "config", "convention", "seed", "budget", "seconds", "image_shape")
-    kept = {key: facts[key] for key in wanted if key in facts}
-    if args.out.suffix == ".onnx":
-        write_onnx(args, network, student, dataset, kept, calibration)
-    else:
-        write_packed(args, network, student, dataset, kept)
+        return result.model, result.report | {"model": name, "image_shape": list(dataset.image_shape)}
+    student, facts = read_quantized(args.quantized, name)
+    if args.out.suffix == ".onnx":  # before images are made for it
+        from .deploy import check_deployable
+        from .recorder import record
+        try:
+            check_deployable(record(student, dataset.image_shape))
+        except ValueError as error:
+            raise WrongArgument(f"--quantized {args.quantized}: {error}") from None
+    return student, facts
