@@ -16,6 +16,7 @@ from zsq_lab.distill import (
     relative_error,
     stage_layers,
     suited_loss,
+    suited_rate,
     thorough_loss,
 )
 from zsq_lab.graph import trace
@@ -249,6 +250,12 @@ def test_divergence_is_named_and_leaves_nothing_learnable():
 def test_the_farther_a_student_starts_the_more_its_features_weigh(begun, features):
     loss = suited_loss(begun)
     assert loss is knowledge_loss if features is None else (loss.func, loss.keywords) == (thorough_loss, {"features": features})
+
+
+@pytest.mark.parametrize("begun, rate", [(0.0, 5e-5), (0.042, 5e-5), (0.0465, 2e-4), (0.08, 2e-4), (0.17, 5e-4), (0.28, 5e-4),
+                                         (0.575, 5e-4), (0.69, 1e-3), (9.0, 1e-3), (float("nan"), 5e-5)])
+def test_the_farther_a_student_starts_the_faster_it_learns(begun, rate):
+    assert suited_rate(begun) == rate
 
 
 def test_feature_error_is_the_mean_relative_error_and_leaves_no_hook():

@@ -7,11 +7,11 @@ from networks import IMAGE, TINY, Mobile, Residual, awaken, images
 from torch import nn
 
 from zsq_lab import adversary, distill, image_start, synthetic, zscgan
-from zsq_lab.distill import FineTuning, dense_layers, knowledge_loss, stage_layers, thorough_loss
+from zsq_lab.distill import FAR, FineTuning, dense_layers, knowledge_loss, stage_layers, thorough_loss
 from zsq_lab.generators import ConditionalBatchNorm, Generator
 from zsq_lab.graph import trace
 from zsq_lab.health import Stopped
-from zsq_lab.job import BUDGETS, Budget, Job
+from zsq_lab.job import BUDGETS, Budget, Job, learning_rate
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 from zsq_lab.resume import RunState
 
@@ -222,18 +222,25 @@ def test_a_network_without_blocks_is_told_which_recipe_to_take(recipe, shape):
         recipe(work)
 
 
-@pytest.mark.parametrize("bits, steps, mixed", [(2, 1, True), (3, 1, False), (3, synthetic.PATCHED_STEPS - 1, False),
-                                                (3, synthetic.PATCHED_STEPS, True)])
-def test_best_pastes_patches_only_at_two_bits_and_in_long_runs(monkeypatch, bits, steps, mixed):
+@pytest.mark.parametrize("begun, steps, mixed", [(FAR, 1, True), (FAR - 0.01, 1, False),
+                                                 (0.0, synthetic.PATCHED_STEPS - 1, False), (0.0, synthetic.PATCHED_STEPS, True)])
+def test_best_pastes_patches_only_where_the_student_starts_far_away_and_in_long_runs(monkeypatch, begun, steps, mixed):
     wrapped = []
     monkeypatch.setattr(synthetic, "patched", lambda sampler: wrapped.append(sampler) or sampler)
     monkeypatch.setattr(synthetic, "finetune", lambda *_, **__: None)
-    work = job(budget=replace(TINY, finetune_iterations=steps))
-    for config in (QuantConfig(bits, 8), QuantConfig(8, 8, layer_bits={"conv_a": bits})):
-        wrapped.clear()
-        work.config = config
-        synthetic.best(work)
-        assert bool(wrapped) == mixed
+    monkeypatch.setattr(synthetic, "feature_error", lambda *_: begun)
+    synthetic.best(job(budget=replace(TINY, finetune_iterations=steps)))
+    assert bool(wrapped) == mixed
+
+
+@pytest.mark.parametrize("begun, rate", [(0.01, 5e-5), (0.17, 5e-4), (0.7, 1e-3)])
+def test_best_learns_the_faster_the_farther_the_student_starts_and_others_by_their_bits(monkeypatch, begun, rate):
+    rates = []
+    monkeypatch.setattr(synthetic, "finetune", lambda *_, **named: rates.append(named["learning_rate"]))
+    monkeypatch.setattr(synthetic, "feature_error", lambda *_: begun)
+    for recipe in (synthetic.best, synthetic.distilled):
+        recipe(job())
+    assert rates == [rate, learning_rate(job().config)]
 
 
 def test_of_the_named_budgets_the_long_one_is_such_a_run():

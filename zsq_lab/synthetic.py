@@ -3,7 +3,6 @@
 The faithful modes hold a paper's ingredients and nothing else; what the lab's own modes change is said beside them and
 measured in notebooks 04 and 05.
 """
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,7 +10,17 @@ from torch import Tensor
 
 from . import adversary, zscgan
 from .blocks import required_blocks
-from .distill import Sampler, dense_layers, feature_error, finetune, knowledge_loss, stage_layers, suited_loss
+from .distill import (
+    FAR,
+    Sampler,
+    dense_layers,
+    feature_error,
+    finetune,
+    knowledge_loss,
+    stage_layers,
+    suited_loss,
+    suited_rate,
+)
 from .equalized_start import equalize_where_it_serves
 from .generators import WIDTHS, Generator
 from .gznq import prior_images
@@ -25,8 +34,7 @@ from .reconstruct import reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
-PATCHED_BITS = 2  # or fewer: a student with so few levels learns images by heart; with three bits plain images taught more
-PATCHED_STEPS = 2000  # or more: any student learns them by heart in the end
+PATCHED_STEPS = 2000  # or more: any student learns the images by heart in the end, one that starts FAR from its teacher sooner
 
 
 def zeroq(job: Job) -> None:
@@ -40,8 +48,8 @@ def distilled(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """Optimised images, equalized weights, then fine-tuning that compares at every layer; outputs twice where the student
-    starts far from its teacher (`thorough_loss`), on images with patches of others at two bits and in long runs.
+    """Optimised images, equalized weights, then fine-tuning that compares at every layer. Where the student starts far from
+    its teacher: outputs twice (`thorough_loss`), in longer steps, and on images with patches of others, as in long runs.
 
     Large images: roundings are learned block by block, then all at once.
     """
@@ -143,9 +151,9 @@ def _best_on(job: Job, images: Tensor) -> None:
         _reconstruct_on(job, images, jointly=True)
     else:
         job.fit(images[:job.range_images])
-        draw = pool_sampler(images, job.budget.batch_size)
-        by_heart = job.config.narrowest <= PATCHED_BITS or job.budget.finetune_iterations >= PATCHED_STEPS
-        _finetune(job, patched(draw) if by_heart else draw, dense_layers, _loss_for(job, images[:job.budget.batch_size]))
+        draw, begun = pool_sampler(images, job.budget.batch_size), _begun(job, images[:job.budget.batch_size])
+        by_heart = begun >= FAR or job.budget.finetune_iterations >= PATCHED_STEPS
+        _finetune(job, patched(draw) if by_heart else draw, dense_layers, suited_loss(begun), suited_rate(begun))
 
 
 def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
@@ -162,11 +170,11 @@ def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
         job.notes["joint_iterations"] = job.budget.joint_iterations
 
 
-def _loss_for(job: Job, images: Tensor) -> Callable[..., Tensor]:
-    """The loss that suits how far the student is from its teacher on these images before the first step."""
+def _begun(job: Job, images: Tensor) -> float:
+    """How far the student is from its teacher on these images before the first step."""
     begun = feature_error(job.student, job.teacher, images, job.compared(dense_layers))
     job.notes["feature_error"] = round(begun, 3)
-    return suited_loss(begun)
+    return begun
 
 
 def _finetune_from(job: Job, generator: Generator, find=stage_layers) -> None:
@@ -178,10 +186,10 @@ def _finetune_from(job: Job, generator: Generator, find=stage_layers) -> None:
     _finetune(job, fresh, find)
 
 
-def _finetune(job: Job, sampler: Sampler, find=stage_layers, loss=knowledge_loss) -> None:
+def _finetune(job: Job, sampler: Sampler, find=stage_layers, loss=knowledge_loss, rate: float | None = None) -> None:
     finetune(job.student, job.teacher, sampler, job.compared(find), seed=job.seed,
-             iterations=job.budget.finetune_iterations, learning_rate=learning_rate(job.config), progress=job.progress,
-             run=job.run, loss=partial(loss, task=job.task))
+             iterations=job.budget.finetune_iterations, learning_rate=rate or learning_rate(job.config),
+             progress=job.progress, run=job.run, loss=partial(loss, task=job.task))
     job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
 
 
