@@ -1,7 +1,8 @@
 """Batches in which half of the images hold a patch of another one (CutMix, Yun et al. 2019).
 
 There the label is mixed by area; here there is none, the teacher answers to whatever it sees. A few hundred synthetic images
-become as many pairs of them, cut anywhere: variety is what they lack at two and three bits (notebook 05).
+become as many pairs of them, cut anywhere: variety is what they lack, for students that start far from their teacher most of
+all (notebook 05).
 """
 import torch
 from torch import Tensor
