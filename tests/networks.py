@@ -105,6 +105,14 @@ class SharedConv(nn.Module):
         return self.shared(100 * F.relu(self.shared(x)))
 
 
+class Standardised(nn.Conv2d):
+    """A weight of mean 0 and deviation 1 in each channel: it does not take a factor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
 class Asking(nn.Module):
     """Calls its layers by keyword and asks them for their attributes."""
 

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import LAYER_TYPES, Residual, awaken, images, layer_and_norm, same_state, snapshot
+from networks import LAYER_TYPES, Residual, Standardised, awaken, images, layer_and_norm, same_state, snapshot
 from torch import Tensor, nn
 
 from zsq_lab.folding import FoldedBatchNorm, fold_batchnorms, replace_module
@@ -121,12 +121,6 @@ def test_a_linear_whose_channels_are_not_the_batchnorms_is_left_alone():
     result = folded(model, (7, 5))
     assert norms_left(result) == 1
     assert_same_output(model, result, (7, 5))
-
-
-class Standardised(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
 
 
 class Padded(nn.Conv2d):

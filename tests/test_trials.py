@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import IMAGE, LAYER_TYPES, Residual, awaken, images
+from networks import IMAGE, LAYER_TYPES, Residual, Standardised, awaken, images
 from torch import Tensor, nn
 
 from zsq_lab.folding import fold
@@ -25,12 +25,6 @@ class Same(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (0, 1, 0, 1)))
-
-
-class Standardised(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
 
 
 class Activated(nn.Conv2d):

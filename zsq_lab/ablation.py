@@ -46,7 +46,8 @@ class Variant:
     images: settings of `optimise_images` that differ. source: "made", "noise" or "real". find: the layers that are
     compared; outputs_only: none of them; thorough: by `suited_loss`, not always `knowledge_loss`. mirrored: half of each batch.
     patches: of other images, in half of it. frozen: "weights" or "scales" stay as they are. searched: ranges of least
-    error, not of the extremes. equalized: weights as `equalize` leaves them, before all else.
+    error, not of the extremes. equalized: weights as `equalize` leaves them, before all else. The rate goes by the bits for
+    all of them, which for ResNet-20 is the one that `best` takes.
     """
 
     images: dict = field(default_factory=dict)

@@ -21,11 +21,11 @@ from .resume import RunState
 from .tasks import CLASSIFICATION, Task, output_loss, relative_error  # noqa: F401  (notebooks take both from here)
 
 SCALE_RATE = 10.0  # a scale moves per step by this times the learning rate, relative to its own size
-# (error of the features before the first step, what they weigh in `thorough_loss` from there on), the farthest first; below
-# the last it taught no more than `knowledge_loss`. ResNet-20 starts at 0.08 with four bits, at 0.28 with three, at 0.7 with two.
+# How far a student is from its teacher, by the error of the features before the first step, decides how `best` trains it.
+# ResNet-20 starts at 0.08 with four bits, at 0.28 with three, at 0.7 with two.
 FAR = 0.33
-THOROUGH = ((FAR, 30.0), (0.2, 3.0))
-RATES, SLOW = ((0.6, 1e-3), (0.15, 5e-4), (0.045, 2e-4)), 5e-5  # the same and Adam's rate: who has far to go takes long steps
+THOROUGH = ((FAR, 30.0), (0.2, 3.0))  # (from this error on, what the features weigh); below: `knowledge_loss`
+RATES, SLOW = ((0.6, 1e-3), (0.15, 5e-4), (0.045, 2e-4)), 5e-5  # (from this error on, Adam's rate); below: SLOW
 Sampler = Callable[[torch.Generator], Tensor]  # draws one batch of images
 
 

@@ -131,9 +131,8 @@ class UnknownLayer(ValueError):
 
 def check_stages(stages: list[str] | None, student: nn.Module) -> None:
     """Raises UnknownLayer, which names some that there are, for a name that no quantized layer has."""
-    for name in stages or ():
-        if name not in quant_layers(student):
-            raise UnknownLayer(f"no layer '{name}' to compare features at: {_some_of(student)}")
+    if unknown := [name for name in stages or () if name not in quant_layers(student)]:
+        raise UnknownLayer(f"no layer '{unknown[0]}' to compare features at: {_some_of(student)}")
 
 
 def _some_of(student: nn.Module) -> str:

@@ -15,7 +15,6 @@ import torch
 from .distributed import is_first
 from .whole_file import whole
 
-
 _ended: ContextVar[list["RunState"] | None] = ContextVar("_ended", default=None)
 
 
