@@ -211,23 +211,25 @@ def test_other_precisions(dtype):
 
 
 @pytest.fixture
-def default_type():
-    """The caller's, which a test may change."""
+def defaults():
+    """The caller's type and device, which a test may change."""
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_callers_default_type_decides_nothing(recipe, default_type):
+def test_the_callers_defaults_decide_nothing(recipe, defaults):
     expected, model = standard(recipe, "deployable").model, awaken(Residual())
     given = {"images": images(16)} if RECIPES[recipe].needs_images else {}
     torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")  # what would be made there could not be computed with
     result = run(model, recipe, **given)
     assert same_state(expected.state_dict(), result.model.state_dict())
-    assert torch.get_default_dtype() == torch.float64
+    assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.float64, "meta")
 
 
-def test_the_callers_default_type_is_his_again_after_an_error(default_type):
+def test_the_callers_default_type_is_his_again_after_an_error(defaults):
     torch.set_default_dtype(torch.float64)
     with pytest.raises(ValueError, match="unknown recipe"):
         quantize(awaken(Residual()), recipe="magic", image_shape=IMAGE)

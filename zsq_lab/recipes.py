@@ -6,7 +6,7 @@ A recipe sets a student's ranges, and perhaps its weights, from what it may look
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -75,18 +75,19 @@ class Result:
 
 
 @contextmanager
-def in_float32() -> Iterator[None]:
-    """Inside the block new tensors are float32 as the networks of a job are, whatever the caller's default type."""
-    before = torch.get_default_dtype()
+def plain_defaults() -> Iterator[None]:
+    """Inside the block new tensors are float32 and on the CPU unless they say otherwise, whatever the caller's defaults."""
+    kind = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    try:
-        yield
+    try:  # a device that is set costs a call in Python at every operation: only where another one is
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(kind)
 
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
-@in_float32()
+@plain_defaults()
 def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = "distilled", *,
              image_shape: tuple[int, ...], seed: int = 0, budget: str | Budget = "standard",
              images: Tensor | None = None, progress: bool = False, resume: Path | None = None,
@@ -148,7 +149,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
 
 
 @torch.inference_mode(False)
-@in_float32()
+@plain_defaults()
 def synthesize(model: nn.Module, n: int = 256, *, image_shape: tuple[int, ...], seed: int = 0,
                budget: str | Budget = "standard", progress: bool = False, resume: Path | None = None,
                task: str | Task = CLASSIFICATION) -> Tensor:
