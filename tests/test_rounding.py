@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from networks import LAYER_TYPES, layer_and_norm, snapshot
 from torch import Tensor
 
+from zsq_lab import rounding
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 from zsq_lab.quantizer import choose_qparams
 from zsq_lab.ranges import fit_weight_ranges
-from zsq_lab.rounding import flip_sums, squant, squant_integers
+from zsq_lab.rounding import flip_sums, squant, squant_integers, squant_rounded
 
 SIGNED = (-8, 7)
 
@@ -142,3 +143,15 @@ def test_a_students_weights_end_on_their_grid(kind, convention):
     inside = (nearest - exact).abs() <= layer.weight_quantizer.scale * 0.5001
     own, rounded = (((w - exact) * inside).sum(others, keepdim=True).abs() for w in (weight, nearest))
     assert (own <= torch.maximum(rounded, layer.weight_quantizer.scale * 0.5001)).all()
+
+
+@pytest.mark.parametrize("convention", ["deployable", "literature"])
+@pytest.mark.parametrize("at_a_time", [1, 20])
+def test_slices_of_a_large_layer_round_as_the_whole(convention, at_a_time, monkeypatch):
+    _, student = convert(torch.nn.Sequential(torch.nn.Linear(9, 7)), QuantConfig(3, 8, convention=convention), (9,))
+    fit_weight_ranges(student, search=False)
+    (layer,) = quant_layers(student).values()
+    whole = squant_rounded(layer)
+    monkeypatch.setattr(rounding, "AT_A_TIME", at_a_time)
+    assert torch.equal(squant_rounded(layer), whole)
+    assert not torch.equal(whole, layer.layer.weight)

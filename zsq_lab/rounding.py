@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .layers import QuantLayer, quant_layers
 
+AT_A_TIME = 1 << 22  # weights: a dozen numbers are held for each, and VGG's first linear has a hundred million
+
 
 def flip_sums(error: Tensor, allowed: Tensor) -> Tensor:
     """Which way to move the integers of each row so that its errors sum to at most one half: -1, 0 or +1, [R, N].
@@ -72,6 +74,8 @@ def squant_rounded(layer: QuantLayer) -> Tensor:
     by_channel = weight.transpose(0, axis)
     as_rows = by_channel.reshape(by_channel.shape[0], by_channel.shape[1], -1)
     ends = (quantizer.quant_min, quantizer.quant_max)
-    scale, zero_point = (q.transpose(0, axis).reshape(-1, 1, 1) for q in (quantizer.scale, quantizer.zero_point))
-    rounded = (squant_integers(as_rows, scale, zero_point, *ends) - zero_point) * scale
+    grid = [q.transpose(0, axis).reshape(-1, 1, 1).expand(len(as_rows), 1, 1) for q in (quantizer.scale, quantizer.zero_point)]
+    channels = max(1, AT_A_TIME * len(as_rows) // as_rows.numel())  # each is rounded for itself
+    rounded = torch.cat([(squant_integers(rows, scale, zero_point, *ends) - zero_point) * scale
+                         for rows, scale, zero_point in zip(*(values.split(channels) for values in (as_rows, *grid)))])
     return rounded.reshape(by_channel.shape).transpose(0, axis)
