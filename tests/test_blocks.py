@@ -60,8 +60,8 @@ class Pair(nn.Module):
         return x + self.last(self.first(x).relu())
 
 
-def test_blocks_that_share_a_layer_are_left_alone_and_each_has_one_name():
-    assert find_blocks(student(Tied()), IMAGE) == ["stem", "c"]
+def test_of_blocks_that_share_a_layer_the_other_layers_are_taken_and_each_has_one_name():
+    assert find_blocks(student(Tied()), IMAGE) == ["stem", "a.first", "b.first", "c"]
     assert find_blocks(Tied(), IMAGE, LAYERS) == ["stem", "a", "b", "c"], "gradients may be checkpointed all the same"
 
 
@@ -92,6 +92,34 @@ class Twice(nn.Module):
 
 def test_a_wrapper_is_looked_into():
     assert find_blocks(student(Wrapped()), IMAGE) == ["net.inner.body", "net.inner.fc"]
+
+
+class Pyramid(nn.Module):
+    """An encoder that gives its features of two sizes, as those of segmenters do, and a head that takes both."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Levels()
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        fine, coarse = self.encoder(x)
+        return self.head(fine + nn.functional.interpolate(coarse, scale_factor=2))
+
+
+class Levels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stages = nn.Conv2d(3, 8, 3, padding=1), nn.ModuleList([Pair(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))])
+        self.down = nn.Conv2d(8, 8, 2, 2)
+
+    def forward(self, x):
+        x = self.stages[0](self.stem(x))
+        return x, self.down(x)
+
+
+def test_a_part_that_gives_several_tensors_is_looked_into():
+    assert find_blocks(student(Pyramid()), IMAGE) == ["encoder.stem", "encoder.stages.0", "encoder.down", "head"]
 
 
 def test_where_there_is_no_block_the_next_step_is_named():

@@ -25,16 +25,16 @@ def find_blocks(student: nn.Module, image_shape: tuple[int, ...], kinds: tuple[t
 
     The parts of nested `nn.Sequential`s and of the model itself, down to the first module with code of its own: a residual
     block is one, a convolution with its norm and activation is one. Left out is what is not called exactly once, shares a
-    quantized layer with another, or takes or gives anything but one tensor; its layers keep the ranges that they have. Where
-    nothing is left, the model being wrapped around another (`self.net(x).logits`), the parts of the parts are looked at, and
-    so on.
+    quantized layer with another, or takes or gives anything but one tensor (an encoder that gives its features of all sizes);
+    its own parts are looked at instead, and theirs, down to the layers.
     """
     names = list(_parts(student, "", kinds))
-    while names:
-        if fit := _that_fit(student, image_shape, names):
+    while True:
+        fit = _that_fit(student, image_shape, names)
+        parts = [part for name in names if name not in fit for part in _parts(student.get_submodule(name), f"{name}.", kinds)]
+        if not parts:
             return fit
-        names = [part for name in names for part in _parts(student.get_submodule(name), f"{name}.", kinds)]
-    return []
+        names = [*fit, *parts]
 
 
 def required_blocks(student: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
