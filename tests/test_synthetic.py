@@ -240,15 +240,16 @@ def test_where_bits_are_not_few_and_the_student_starts_far_away_roundings_are_le
                             or real(*args, **named))
     config = QuantConfig(bits, 8)
     teacher, student = convert(awaken(model()), config, IMAGE)
-    work = Job(teacher, student, config, IMAGE, replace(TINY, finetune_iterations=2), 0)
+    work = Job(teacher, student, config, IMAGE, replace(TINY, finetune_iterations=5), 0)
     synthetic.best(work)
     if not blocks:
         assert done == ["finetune"]
         return
-    (first, at_blocks, _), (then, together, named) = done
+    (first, at_blocks, by_blocks), (then, together, named) = done
     assert (first, then, len(at_blocks[2])) == ("reconstruct", "round_together", 3)
     assert work.notes["images"] > 3 and together[4] == work.compared(dense_layers)
-    assert (named["loss"].keywords["features"], named["iterations"], work.notes["joint_iterations"]) == (30.0, 2, 2)
+    assert (named["loss"].keywords["features"], named["iterations"], work.notes["joint_iterations"]) == (30.0, 5, 5)
+    assert by_blocks["iterations"] == work.notes["finetune_iterations"] == 2
     for layer in quant_layers(work.student).values():
         torch.testing.assert_close(layer.weight_quantizer(layer.layer.weight), layer.layer.weight)
 
