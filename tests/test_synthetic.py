@@ -209,49 +209,17 @@ def test_best_on_large_images_of_a_wrapped_network():
 
 @pytest.mark.parametrize("recipe, shape", [(synthetic.reconstructed, IMAGE), (synthetic.best, (3, 128, 128))])
 def test_a_network_without_blocks_is_told_which_recipe_to_take(recipe, shape):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.conv(self.conv(x)))
     teacher, student = convert(awaken(Twice()), QuantConfig(4, 4), shape)
     work = Job(teacher, student, QuantConfig(4, 4), shape, replace(TINY, images=2, image_batch=2), 0)
     with pytest.raises(ValueError, match="no block of the model takes and gives one tensor: use recipe 'distilled'"):
         recipe(work)
-
-
-class Twice(nn.Module):
-    """Its one convolution is called twice, so there is no block."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x):
-        return self.norm(self.conv(self.conv(x)))
-
-
-@pytest.mark.parametrize("model, bits, begun, blocks", [(Mobile, 4, FAR, True), (Mobile, 4, FAR - 0.01, False),
-                                                        (Mobile, 3, FAR, False), (Twice, 4, FAR, False)])
-def test_where_bits_are_not_few_and_the_student_starts_far_away_roundings_are_learned(monkeypatch, model, bits, begun, blocks):
-    """Blocks from few of the images, then all layers together from all of them."""
-    done = []
-    monkeypatch.setattr(synthetic, "BLOCK_IMAGES", 3)
-    monkeypatch.setattr(synthetic, "feature_error", lambda *_: begun)
-    monkeypatch.setattr(synthetic, "finetune", lambda *_, **__: done.append("finetune"))
-    for name in ("reconstruct", "round_together"):
-        real = getattr(synthetic, name)
-        monkeypatch.setattr(synthetic, name, lambda *args, real=real, name=name, **named: done.append((name, args, named))
-                            or real(*args, **named))
-    config = QuantConfig(bits, 8)
-    teacher, student = convert(awaken(model()), config, IMAGE)
-    work = Job(teacher, student, config, IMAGE, replace(TINY, finetune_iterations=5), 0)
-    synthetic.best(work)
-    if not blocks:
-        assert done == ["finetune"]
-        return
-    (first, at_blocks, by_blocks), (then, together, named) = done
-    assert (first, then, len(at_blocks[2])) == ("reconstruct", "round_together", 3)
-    assert work.notes["images"] > 3 and together[4] == work.compared(dense_layers)
-    assert (named["loss"].keywords["features"], named["iterations"], work.notes["joint_iterations"]) == (30.0, 5, 5)
-    assert by_blocks["iterations"] == work.notes["finetune_iterations"] == 2
-    for layer in quant_layers(work.student).values():
-        torch.testing.assert_close(layer.weight_quantizer(layer.layer.weight), layer.layer.weight)
 
 
 @pytest.mark.parametrize("begun, steps, mixed", [(FAR, 1, True), (FAR - 0.01, 1, False),

@@ -60,7 +60,7 @@ RECIPES = {r.name: r for r in (
     Recipe("zaq-paper", synthetic.zaq_paper, "the game with the paper's ingredients only (Liu et al. 2021)"),
     Recipe("reconstructed", synthetic.reconstructed, "optimised images, then reconstruction block by block (Li et al. 2021)"),
     Recipe("best", synthetic.best, "optimised images, equalized weights, then fine-tuning at every layer "
-                                   "(large images, layers that are hard to quantize: roundings)"),
+                                   "(large images: roundings block by block, then together)"),
     Recipe("real-ranges", post_training.real_ranges, "reference: ranges from real images", "real images", True),
     Recipe("real-finetune", synthetic.real_finetune, "reference: what `best` does, on real images", "real images", True),
 )}

@@ -4,13 +4,12 @@ The faithful modes hold a paper's ingredients and nothing else; what the lab's o
 measured in notebooks 04 and 05.
 """
 from functools import partial
-from math import ceil
 
 import torch
 from torch import Tensor
 
 from . import adversary, zscgan
-from .blocks import find_blocks, required_blocks
+from .blocks import required_blocks
 from .distill import (
     FAR,
     Sampler,
@@ -35,9 +34,6 @@ from .reconstruct import reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
-FINE = 4  # bits or more: one of the two grid points around a weight is good enough; with fewer, weights have to move
-BLOCK_IMAGES = 1024  # small ones that blocks learn from: what goes into a block is kept for all of them
-BLOCK_SHARE = 0.4  # of the steps that all blocks take together: in more a block learns the few images by heart
 PATCHED_STEPS = 2000  # or more: any student learns the images by heart in the end, one that starts FAR from its teacher sooner
 
 
@@ -55,8 +51,7 @@ def best(job: Job) -> None:
     """Optimised images, equalized weights, then fine-tuning that compares at every layer. Where the student starts far from
     its teacher: outputs twice (`thorough_loss`), in longer steps, and on images with patches of others, as in long runs.
 
-    Large images, and students that start far away although their bits are not that few (depthwise layers): roundings are
-    learned block by block, then all at once.
+    Large images: roundings are learned block by block, then all at once.
     """
     _best_on(job, _optimised(job))
 
@@ -68,9 +63,7 @@ def real_finetune(job: Job) -> None:
 
 def reconstructed(job: Job) -> None:
     """Optimised images, then reconstruction block by block (BRECQ, Li et al. 2021)."""
-    images = _optimised(job)
-    job.fit(images[:job.range_images])
-    _reconstruct(job, images, job.budget.finetune_iterations)
+    _reconstruct_on(job, _optimised(job))
 
 
 def gznq(job: Job) -> None:
@@ -154,29 +147,27 @@ def _finetune_on(job: Job, images: Tensor) -> None:
 
 def _best_on(job: Job, images: Tensor) -> None:
     equalize_where_it_serves(job, images)
-    job.fit(images[:job.range_images])
     if job.large:
-        return _reconstruct(job, images, job.budget.finetune_iterations, job.budget.joint_iterations)
-    draw, begun = pool_sampler(images, job.budget.batch_size), _begun(job, images[:job.budget.batch_size])
-    if begun >= FAR and job.config.narrowest >= FINE and find_blocks(job.student, job.image_shape):
-        few, steps = images[:BLOCK_IMAGES // job.task.per_image], job.budget.finetune_iterations
-        return _reconstruct(job, few, ceil(BLOCK_SHARE * steps), steps, draw, dense_layers, suited_loss(begun))
-    by_heart = begun >= FAR or job.budget.finetune_iterations >= PATCHED_STEPS
-    _finetune(job, patched(draw) if by_heart else draw, dense_layers, suited_loss(begun), suited_rate(begun))
+        _reconstruct_on(job, images, jointly=True)
+    else:
+        job.fit(images[:job.range_images])
+        draw, begun = pool_sampler(images, job.budget.batch_size), _begun(job, images[:job.budget.batch_size])
+        by_heart = begun >= FAR or job.budget.finetune_iterations >= PATCHED_STEPS
+        _finetune(job, patched(draw) if by_heart else draw, dense_layers, suited_loss(begun), suited_rate(begun))
 
 
-def _reconstruct(job: Job, images: Tensor, iterations: int, joint_iterations: int = 0, draw: Sampler | None = None,
-                 find=stage_layers, loss=knowledge_loss) -> None:
-    """Block by block on the images; then so many steps of all blocks together, on what `draw` draws or the same images."""
+def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
+    job.fit(images[:job.range_images])
     exact = exact_weights(job.student)
     reconstruct(job.student, job.teacher, images, required_blocks(job.student, job.image_shape), seed=job.seed,
-                iterations=iterations, batch_size=job.budget.batch_size, progress=job.progress, run=job.run)
-    job.notes |= {"finetune_iterations": iterations, "batch_size": job.budget.batch_size}
-    if joint_iterations:
-        round_together(job.student, job.teacher, exact, draw or pool_sampler(images, job.budget.batch_size),
-                       job.compared(find), iterations=joint_iterations, seed=job.seed, progress=job.progress, run=job.run,
-                       loss=partial(loss, task=job.task))
-        job.notes["joint_iterations"] = joint_iterations
+                iterations=job.budget.finetune_iterations, batch_size=job.budget.batch_size, progress=job.progress,
+                run=job.run)
+    job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
+    if jointly and job.budget.joint_iterations:
+        round_together(job.student, job.teacher, exact, pool_sampler(images, job.budget.batch_size), job.compared(),
+                       iterations=job.budget.joint_iterations, seed=job.seed, progress=job.progress, run=job.run,
+                       loss=partial(knowledge_loss, task=job.task))
+        job.notes["joint_iterations"] = job.budget.joint_iterations
 
 
 def _begun(job: Job, images: Tensor) -> float:
