@@ -81,3 +81,10 @@ def test_an_answer_that_changes_its_argument_is_not_mistaken_for_a_right_one():
 
     with pytest.raises(AssertionError):
         check(in_place, lambda x: x, [(torch.ones(2),)], "")
+
+
+def test_several_results_may_come_as_a_list(capsys):
+    check(lambda x: [x, 2 * x], lambda x: (x, 2 * x), [(3.0,)], "double it")
+    assert "correct" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="expected 6, got 7"):
+        check(lambda x: [x, 7.0], lambda x: (x, 2 * x), [(3.0,)], "double it")

@@ -26,7 +26,7 @@ def check(yours: Callable, reference: Callable, cases: Sequence[tuple], hint: st
 
 def _difference(got, expected, tolerance: float) -> str | None:
     if isinstance(expected, tuple):
-        if not isinstance(got, tuple) or len(got) != len(expected):
+        if not isinstance(got, (tuple, list)) or len(got) != len(expected):
             return f"expected {len(expected)} results, got {got!r}"
         return next((p for g, e in zip(got, expected, strict=True) if (p := _difference(g, e, tolerance))), None)
     if got is None:
