@@ -9,7 +9,7 @@ def check(yours: Callable, reference: Callable, cases: Sequence[tuple], hint: st
     """Run both functions on each case (a tuple of arguments) and compare the results.
 
     Prints one line when all agree; raises AssertionError that names the first case that differs, both results and the
-    hint. Results may be tensors, numbers, or tuples of them.
+    hint. Results may be tensors or numbers, several of them a tuple or a list.
     """
     name = getattr(yours, "__name__", "your function")
     for number, case in enumerate(cases, 1):

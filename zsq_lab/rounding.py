@@ -74,8 +74,10 @@ def squant_rounded(layer: QuantLayer) -> Tensor:
     by_channel = weight.transpose(0, axis)
     as_rows = by_channel.reshape(by_channel.shape[0], by_channel.shape[1], -1)
     ends = (quantizer.quant_min, quantizer.quant_max)
-    grid = [q.transpose(0, axis).reshape(-1, 1, 1).expand(len(as_rows), 1, 1) for q in (quantizer.scale, quantizer.zero_point)]
-    channels = max(1, AT_A_TIME * len(as_rows) // as_rows.numel())  # each is rounded for itself
+    scales, zero_points = (q.transpose(0, axis).reshape(-1, 1, 1).expand(len(as_rows), 1, 1)
+                           for q in (quantizer.scale, quantizer.zero_point))
+    channels = max(1, AT_A_TIME * len(as_rows) // as_rows.numel())  # in a slice; each is rounded for itself
+    slices = zip(*(values.split(channels) for values in (as_rows, scales, zero_points)), strict=True)
     rounded = torch.cat([(squant_integers(rows, scale, zero_point, *ends) - zero_point) * scale
-                         for rows, scale, zero_point in zip(*(values.split(channels) for values in (as_rows, *grid)))])
+                         for rows, scale, zero_point in slices])
     return rounded.reshape(by_channel.shape).transpose(0, axis)
