@@ -1,11 +1,13 @@
 """The record of a forward pass: who feeds whom, whatever style the model is written in, and nothing left behind."""
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import IMAGE, Residual, SharedConv, SharedReLU, awaken
 from torch import Tensor, nn
 
-from zsq_lab.graph import INPUT, evaluating, input_of, trace
+from zsq_lab.graph import INPUT, evaluating, input_of, tensors, trace
 
 X = torch.ones(3)
 
@@ -211,3 +213,15 @@ def test_evaluating_gives_each_module_its_own_mode_back(fails):
     except KeyError:
         pass
     assert [module.training for module in model.modules()] == [True, True, False, True]
+
+
+@dataclass
+class Seen:
+    masks: Tensor
+    others: list[Tensor]
+
+
+def test_tensors_are_found_in_whatever_holds_them():
+    a, b, c = (torch.tensor(float(i)) for i in range(3))
+    assert [t.item() for t in tensors({"x": (a, None), "y": Seen(b, [c])})] == [0, 1, 2]
+    assert not list(tensors(Seen)), "the class itself holds none"

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from networks import IMAGE, Mobile, Remembering, Residual, awaken, images, same_state, snapshot, teach
 from torch import nn
 
+from zsq_lab import gznq, zscgan
 from zsq_lab.bn_stats import BatchNormStatistics
+from zsq_lab.generators import Generator
 from zsq_lab.images import colour, count_classes, optimise_images
 from zsq_lab.layers import QuantConfig, convert
 from zsq_lab.resume import RunState
@@ -163,3 +165,18 @@ def test_images_go_on_from_those_that_are_given(teacher):
     made, _ = optimise_images(teacher, 6, IMAGE, iterations=20, batch_size=4, begin=begun)
     assert torch.corrcoef(torch.stack([made.flatten(), begun.flatten()]))[0, 1] > 0.5
     assert distance(teacher, made) < distance(teacher, begun)
+
+
+class Frozen(Mobile):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [lambda model: optimise_images(model, 4, IMAGE, iterations=2),
+                                  lambda model: gznq.prior_images(model, 4, IMAGE, iterations=2),
+                                  lambda model: zscgan.train_generator(Generator(IMAGE, 10), model, iterations=2)])
+def test_a_model_through_which_no_gradient_comes_is_named(make):
+    teacher, _ = convert(awaken(Frozen()), QuantConfig(), IMAGE)
+    with pytest.raises(ValueError, match=r"no gradient comes back through the model: its forward uses torch.no_grad\(\)"):
+        make(teacher)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import (
     IMAGE,
     LAYER_TYPES,
+    TINY,
     Asking,
     Mobile,
     Residual,
@@ -28,6 +29,7 @@ from zsq_lab.layers import (
     QuantLayer,
     check_model,
     convert,
+    float_copy,
     float_layers,
     quant_layers,
     quantization_off,
@@ -385,3 +387,25 @@ def test_images_that_a_model_leaves_alone_are_not_copied():
     with torch.inference_mode():
         networks = convert(awaken(Residual()), W4A4, IMAGE)
     assert not any(network._forward_pre_hooks for network in networks)
+
+
+@pytest.mark.parametrize("recipe", ["rtn-bn", "distilled"])
+def test_a_model_made_in_inference_mode(recipe):
+    with torch.inference_mode():
+        model = awaken(Residual())
+    assert quantize(model, W4A4, recipe, image_shape=IMAGE, budget=TINY).model(images(2)).isfinite().all()
+
+
+def test_a_model_that_keeps_tensors_of_an_earlier_pass_can_be_copied():
+    model = awaken(Residual())
+    model.last, model.cache = [model(images(2))], {"weight": model.fc.weight * 2}
+    copied = float_copy(model)
+    assert torch.equal(copied.last[0], model.last[0]) and copied.last[0] is not model.last[0]
+    torch.testing.assert_close(copied(images(2)), model.eval()(images(2)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_model_is_named():
+    scripted = torch.jit.trace(awaken(Residual()), images(2))
+    with pytest.raises(ValueError, match="TorchScript module, whose layers cannot be replaced: pass the nn.Module"):
+        check_model(scripted)

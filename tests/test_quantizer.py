@@ -263,3 +263,19 @@ def test_a_learned_scale_moves_with_lsqs_step_size_factor():
     plain = quantizer.scale.detach().clone().requires_grad_()
     fake_quantize(x, plain, quantizer.zero_point, -8, 7).sum().backward()
     torch.testing.assert_close(quantizer.scale.grad, plain.grad / (40 * 7) ** 0.5)
+
+
+def test_a_scale_whose_gradient_would_be_no_number_counts_as_width_zero():
+    x = torch.tensor([[1e-25, -1e-25], [1.0, -0.5]])
+    scale, _ = choose_qparams(x, 4, symmetric=True, axis=0)
+    assert scale[0] == 1 and scale[1] < 1
+    assert (1 / scale.square()).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_small_values_in_half_precision_have_a_scale(kind):
+    x = (1e-3 * torch.randn(64, generator=torch.Generator().manual_seed(0))).to(kind)
+    scale, zero_point = choose_qparams(x, 8, symmetric=True)
+    assert scale.dtype == torch.float32 and torch.equal(scale, choose_qparams(x.float(), 8, symmetric=True)[0])
+    assert fake_quantize(x, scale, zero_point, -128, 127).abs().max() > 0
+    assert choose_qparams(x, 16, symmetric=False)[1].isfinite().all()

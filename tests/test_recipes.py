@@ -392,3 +392,9 @@ def test_the_user_names_the_stages_to_compare(tmp_path):
         with pytest.raises(ValueError, match="no layer 'layer9' to compare features at: name layers .*conv_a"):
             run(model, recipe, stages=["conv_a", "layer9"], size_budget=size_budget, resume=tmp_path / "runs")
     assert not (tmp_path / "runs").exists(), "no image was made"
+
+
+def test_the_callers_images_get_no_gradient():
+    own = images(8).requires_grad_(True)
+    quantize(awaken(Residual()), QuantConfig(4, 4), "real-finetune", image_shape=IMAGE, budget=TINY, images=own)
+    assert own.grad is None

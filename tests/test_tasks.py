@@ -134,3 +134,22 @@ def test_images_are_made_for_the_classes_of_their_task():
 def test_unknown_task():
     with pytest.raises(ValueError, match="unknown task 'depth': expected one of classification, segmentation, detection"):
         quantize(nn.Conv2d(3, 4, 1), image_shape=SCENE, task="depth")
+
+
+def test_one_channel_is_one_class_against_none():
+    own, wanted = torch.tensor([[[[logit(0.6)]]]]), torch.tensor([[[[logit(0.8)]]]])
+    by_hand = 0.8 * math.log(0.8 / 0.6) + 0.2 * math.log(0.2 / 0.4)
+    assert SEGMENTATION.output_loss(own, wanted).item() == pytest.approx(by_hand, abs=1e-6)
+    assert SEGMENTATION.classes(wanted) is None, "there is nothing to deal out"
+
+
+def test_whole_numbers_beside_logits_are_not_compared():
+    own, wanted = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    alone = SEGMENTATION.output_loss(own, wanted)
+    assert torch.equal(SEGMENTATION.output_loss((own, own.argmax(1)), (wanted, wanted.argmax(1))), alone)
+
+
+@pytest.mark.parametrize("task", [CLASSIFICATION, SEGMENTATION])
+def test_outputs_in_which_no_tensor_is_seen_are_named(task):
+    with pytest.raises(ValueError, match="puts out set, in which no tensor of floats is seen"):
+        task.output_loss({torch.zeros(2, 3)}, {torch.zeros(2, 3)})

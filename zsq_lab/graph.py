@@ -6,7 +6,7 @@ they happen. Folding, equalization and the choice of stages follow this record i
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def tensors(value) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries, in order."""
+    """The tensors in nested tuples, lists, dictionaries and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -131,6 +131,9 @@ def tensors(value) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
 
 
 def input_of(args: tuple, kwargs: dict) -> Tensor:

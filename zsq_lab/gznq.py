@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .bn_stats import BatchNormStatistics, require_statistics
 from .generators import NOISE_SIZE, Generator, deal_labels
 from .health import Stopped
-from .images import count_classes
+from .images import count_classes, require_gradient
 from .resume import RunState
 from .tasks import CLASSIFICATION, Task
 
@@ -62,6 +62,7 @@ def prior_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, it
                 images = prior(codes, wanted)
                 output = teacher(images)
                 distance = statistics.loss()
+                require_gradient(distance)
                 class_loss = task.label_loss(output, wanted) if classes else distance.new_zeros(())
                 loss = distance + CLASS_WEIGHT * class_loss
                 if not torch.isfinite(loss):

@@ -27,6 +27,13 @@ def count_classes(model: nn.Module, image_shape: tuple[int, ...], task: Task = C
     return task.classes(output)
 
 
+def require_gradient(distance: Tensor) -> None:
+    """Raise ValueError where what a network's statistics say cannot reach the images that it was given."""
+    if not distance.requires_grad:
+        raise ValueError("no gradient comes back through the model: its forward uses torch.no_grad(), inference_mode or "
+                         "detach(). Take that out, or use a recipe that makes no images, such as 'squant'")
+
+
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *, iterations: int = 300,
                     batch_size: int = 256, learning_rate: float = 0.2, class_weight: float = 0.02,
@@ -42,7 +49,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
     normalised to deviation 1. correlation: as `colour` takes it. begin: images [n, *image_shape] to go on from instead of
     noise. phase: the name that this work's state has in `run`.
     on_step(iteration, images, {"statistics", "class"}) is called after each iteration.
-    Raises ValueError for a model without statistics and RuntimeError when the optimisation diverges.
+    Raises ValueError for a model without statistics or gradients, RuntimeError when the optimisation diverges.
     """
     require_statistics(teacher, "making images")
     device = next(teacher.parameters()).device
@@ -75,6 +82,7 @@ def optimise_images(teacher: nn.Module, n: int, image_shape: tuple[int, ...], *,
                 optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + cos(pi * iteration / iterations))
                 output = teacher(_jitter(base + colour(white, correlation), generator))
                 distance = statistics.loss()
+                require_gradient(distance)
                 class_loss = task.label_loss(output, wanted) if wanted is not None else distance.new_zeros(())
                 loss = statistics_weight * distance + class_weight * class_loss
                 if not torch.isfinite(loss):

@@ -1,8 +1,10 @@
 """What a recipe works with: its budget, the pair of networks, ranges from images, batches from a pool."""
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -141,13 +143,28 @@ def _some_of(student: nn.Module) -> str:
 
 
 def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> str:
-    """16 hex digits of what decides a result: the network, its numbers and its code in the lab, JSON-able settings, images."""
+    """16 hex digits of what decides a result: the network, its numbers and its code, JSON-able settings, images."""
     files = {type(module).__module__.rpartition(".")[2] for module in teacher.modules()
              if type(module).__module__.startswith(f"{__package__}.")}
     digest = hashlib.sha256(json.dumps([files_version(*sorted(files)), str(teacher), *decides]).encode())
     for tensor in (*teacher.state_dict().values(), *([images] if images is not None else [])):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for module in teacher.modules():
+        if type(module).__module__.partition(".")[0] not in ("torch", __package__):
+            digest.update(repr(_written_by_others(module)).encode())
     return digest.hexdigest()[:16]
+
+
+def _written_by_others(module: nn.Module) -> tuple:
+    """What a module of the user's computes beyond its numbers: its class's source, its plain values, its functions' names."""
+    try:
+        source = inspect.getsource(type(module))
+    except (OSError, TypeError):  # typed into an interpreter
+        code = getattr(type(module).forward, "__code__", None)
+        source = code and (code.co_code, code.co_names)
+    values = {name: getattr(value, "__qualname__", value) for name, value in vars(module).items()
+              if isinstance(value, int | float | str) or isinstance(value, FunctionType | BuiltinFunctionType)}
+    return source, values
 
 
 def learning_rate(config: QuantConfig) -> float:

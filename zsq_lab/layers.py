@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from .folding import fold, output_axis, replace_module
 from .fused import split_fused_norms
-from .graph import BATCH_NORMS, LAYERS, Graph, trace
+from .graph import BATCH_NORMS, LAYERS, Graph, tensors, trace
+from .input_hooks import copy_images, suit_layout
 from .quantizer import Quantizer, integer_range
 from .trials import overwrites_images
 
@@ -139,10 +140,14 @@ def quantization_off(model: nn.Module, *, weights: bool = True, activations: boo
             quantizer.enabled = enabled
 
 
+@torch.no_grad()  # a model made in inference mode tolerates no record of what is asked of it
 def check_model(model: nn.Module) -> None:
     """Raise ValueError, naming the layer, for a model that cannot be quantized."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the model is a TorchScript module, whose layers cannot be replaced: pass the nn.Module that it was "
+                         "made from")
     for name, module in model.named_modules():
         if isinstance(module, QuantLayer) or "quantized" in type(module).__module__.split("."):
             raise ValueError(f"layer '{name}' is already quantized: pass the full-precision model")
@@ -161,12 +166,15 @@ def check_model(model: nn.Module) -> None:
             if isinstance(module, BATCH_NORMS) and not torch.isfinite(buffer.float()).all():
                 raise ValueError(f"layer '{name}' has NaN or infinity in its {own}: load a sound checkpoint")
     if not any(isinstance(m, LAYERS) for m in model.modules()):
-        raise ValueError("the model has no convolution and no linear layer: there is nothing to quantize")
+        raise ValueError("the model has no convolution and no linear layer: there is nothing to quantize (of a network that "
+                         "torch.export or torch.jit made, pass the nn.Module that it was made from)")
 
 
 def float_copy(model: nn.Module) -> nn.Module:
     """An independent copy in float32 and eval mode, channels last, whose parameters ask for no gradient."""
-    copied = copy.deepcopy(model).float().eval().requires_grad_(False)
+    # What a model keeps of an earlier pass may hang on a graph, which cannot be copied.
+    kept = {id(t): t.detach().clone() for module in model.modules() for t in tensors(vars(module)) if not t.is_leaf}
+    copied = copy.deepcopy(model, kept).float().eval().requires_grad_(False)
     seen = set()
     for module in copied.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -220,11 +228,6 @@ def quantize_model(model: nn.Module, config: QuantConfig, graph: Graph) -> nn.Mo
     return model.eval()
 
 
-def copy_images(_model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Forward pre-hook of a model that `overwrites_images`: teacher and student see the same ones, the caller keeps his."""
-    return inputs[0].clone(), *inputs[1:]
-
-
 def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """The pair that every recipe starts from: (teacher, student), both independent of `model`.
 
@@ -232,12 +235,12 @@ def convert(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...])
     ranges are still to be set. Raises ValueError for models that cannot be quantized.
     """
     check_model(model)
-    teacher = split_fused_norms(float_copy(model))
+    teacher = suit_layout(split_fused_norms(float_copy(model)), image_shape)
     if config.convention == "deployable":
         teacher = fold(teacher, image_shape)
     student = copy.deepcopy(teacher)
     student = quantize_model(student, config, trace(student, image_shape))
     if overwrites_images(teacher, image_shape):
         for network in (teacher, student):
-            network.register_forward_pre_hook(copy_images)
+            network.register_forward_pre_hook(copy_images, with_kwargs=True)
     return teacher, student

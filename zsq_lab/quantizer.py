@@ -25,13 +25,16 @@ def qparams_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool)
     """Scale and zero point whose grid covers [low, high]; element by element, so that many ranges fit at once.
 
     Affine grids are widened to hold zero exactly (padding and ReLU produce it); symmetric ones have zero point 0.
-    A range of width zero gets scale 1, so that a dead channel stays zero instead of becoming NaN.
+    A range of width zero gets scale 1, so that a dead channel stays zero instead of becoming NaN; so does one that is so
+    narrow that 1 / scale**2, the scale's gradient, is no number.
     """
     quant_min, quant_max = integer_range(bits, symmetric=symmetric)
+    if low.dtype in (torch.float16, torch.bfloat16):  # whose steps and ends small scales fall below
+        low, high = low.float(), high.float()
     low, high = low.clamp(max=0), high.clamp(min=0)
     width = 2 * torch.maximum(-low, high) if symmetric else high - low
     scale = width / (quant_max - quant_min)
-    scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
+    scale = torch.where(scale > torch.finfo(scale.dtype).tiny ** 0.5, scale, torch.ones_like(scale))
     zero_point = torch.zeros_like(scale) if symmetric else (quant_min - low / scale).round().clamp(quant_min, quant_max)
     return scale, zero_point
 

@@ -128,7 +128,7 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
                                  Path(resume) if resume else None, task, progress=progress)
         config = replace(config, layer_bits=layer_bits, weight_bits=min(layer_bits.values()))
         teacher, student = convert(model, config, tuple(image_shape))
-    images = images.to(next(teacher.parameters())) if images is not None else None
+    images = images.detach().to(next(teacher.parameters())) if images is not None else None
     run = RunState()
     if resume:
         decides = (code_version(recipe), asdict(config), list(image_shape), seed, asdict(budget), stages, task.name)

@@ -51,15 +51,23 @@ class Task:
 def output_loss(student_output, teacher_output) -> Tensor:
     """KL(teacher || student) of class logits [N, K], averaged over the batch; relative squared error of anything else.
 
-    Several outputs (tuples, lists, dictionaries of tensors): the sum over those of floats.
+    Several outputs (tuples, lists, dictionaries, dataclasses of tensors): the sum over those of floats.
+    Raises ValueError where there are none.
     """
     if not isinstance(teacher_output, Tensor):
-        pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
-        return torch.stack([output_loss(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]).sum()
+        return torch.stack([output_loss(own, wanted) for own, wanted in _floats(student_output, teacher_output)]).sum()
     if teacher_output.ndim == 2 and teacher_output.shape[1] > 1:
         return F.kl_div(F.log_softmax(student_output, 1), F.log_softmax(teacher_output, 1),
                         reduction="batchmean", log_target=True)
     return relative_error(student_output, teacher_output)
+
+
+def _floats(student_output, teacher_output) -> list[tuple[Tensor, Tensor]]:
+    pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
+    if floats := [(own, wanted) for own, wanted in pairs if wanted.is_floating_point()]:
+        return floats
+    raise ValueError(f"the model puts out {type(teacher_output).__name__}, in which no tensor of floats is seen: let it return "
+                     "tensors, alone or in tuples, lists, dictionaries or dataclasses")
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -71,12 +79,17 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 def pixel_loss(student_output, teacher_output) -> Tensor:
     """KL(teacher || student) of the classes of each pixel, the mean over the pixels; logits [N, K, H, W].
 
-    Several outputs (torchvision's {"out", "aux"}): the sum.
+    One channel, K = 1, is the logit of the one class that there is, against none. Several outputs (torchvision's
+    {"out", "aux"}): the sum over those of floats. Raises ValueError where there are none.
     """
-    pairs = zip(tensors(student_output), tensors(teacher_output), strict=True)
-    logarithms = [(F.log_softmax(own, 1), F.log_softmax(wanted, 1)) for own, wanted in pairs]
-    return torch.stack([F.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean()
-                        for own, wanted in logarithms]).sum()
+    return torch.stack([F.kl_div(_log_classes(own), _log_classes(wanted), reduction="none", log_target=True).sum(1).mean()
+                        for own, wanted in _floats(student_output, teacher_output)]).sum()
+
+
+def _log_classes(logits: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    return F.log_softmax(logits, 1)
 
 
 def location_loss(student_output: dict[str, Tensor], teacher_output: dict[str, Tensor]) -> Tensor:
@@ -117,7 +130,7 @@ def _class_count(output) -> int | None:
 
 def _pixel_count(output) -> int | None:
     logits = next(tensors(output), None)
-    return logits.shape[1] if logits is not None and logits.ndim == 4 else None
+    return logits.shape[1] if logits is not None and logits.ndim == 4 and logits.shape[1] > 1 else None
 
 
 def _location_count(output) -> int | None:

@@ -20,7 +20,7 @@ from .code_version import files_version
 from .distributed import average_gradients
 from .generators import Generator
 from .health import Health, Stopped, variety
-from .images import count_classes
+from .images import count_classes, require_gradient
 from .job import MAKERS, fingerprint
 from .layers import QuantConfig, convert
 from .precision import economical
@@ -89,6 +89,7 @@ def train_generator(generator: Generator, teacher: nn.Module, *, iterations: int
                 images, labels = generator.sample(batch_size, random, shared=True)
                 output = teacher(images)
                 losses = {"statistics": statistics.loss()}
+                require_gradient(losses["statistics"])
                 if labels is not None:
                     losses["class"] = task.label_loss(output, labels)
                 if settings.variety_weight:
