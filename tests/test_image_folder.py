@@ -152,6 +152,20 @@ def test_a_label_file_that_does_not_fit_is_named(tmp_path, name, text):
         find_images(tmp_path)
 
 
+def test_a_mark_before_the_first_name_of_a_label_file_is_no_part_of_it(tmp_path):
+    for seed, name in enumerate("ab"):
+        draw(tmp_path / f"{name}.jpg", seed=seed)
+    (tmp_path / "val.txt").write_text("a.jpg 3\nb.jpg 4\n", encoding="utf-8-sig")
+    assert find_images(tmp_path).labels.tolist() == [3, 4]
+
+
+def test_a_label_file_of_another_encoding_is_named(tmp_path):
+    draw(tmp_path / "a.jpg")
+    (tmp_path / "val.txt").write_text("a.jpg 3\n", encoding="utf-16")
+    with pytest.raises(DataError, match="val.txt does not label the images .*UnicodeDecodeError"):
+        find_images(tmp_path)
+
+
 def test_missing_empty_and_unlabelled_folders(tmp_path):
     with pytest.raises(DataError, match="is no folder. Set ZSQ_IMAGENET"):
         find_images(tmp_path / "nowhere")

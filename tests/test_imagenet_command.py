@@ -97,6 +97,8 @@ def test_damaged_files_are_counted_and_named_on_standard_error(capsys, folder):
     ([*QUANTIZE, "--recipe", "zeroq", "--stages", "5", "typo"], 2, "no layer 'typo' to compare features at"),
     ([*QUANTIZE, "--recipe", "real-ranges"], 1, "set ZSQ_IMAGENET"),
     (["evaluate", "--model", LITE, "--quantized", "missing.safetensors"], 1, "no quantized model"),
+    (["evaluate", "--model", LITE, "--data", "."], 2, "take their images from $ZSQ_IMAGENET: leave --data and --profile out"),
+    ([*QUANTIZE, "--profile", "cifar10"], 2, "take their images from $ZSQ_IMAGENET: leave --data and --profile out"),
     (["generator", "--model", LITE], 2, "quantize"),
     (["train", "--model", LITE], 2, "quantize")])
 def test_what_cannot_be_done_is_one_line(capsys, small, arguments, status, named):

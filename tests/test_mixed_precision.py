@@ -1,5 +1,6 @@
 """Mixed precision: the front against brute force, the sensitivity against quantizing one layer by hand, the size kept."""
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,17 @@ def test_sensitivity_is_the_loss_with_one_layer_quantized():
         assert_close(errors[1, 1], output_loss(by_hand(x), teacher(x)), rtol=1e-4, atol=1e-6)
 
 
+def test_an_interruption_leaves_every_weight_exact():
+    teacher, student = convert(awaken(Residual()), QuantConfig(), IMAGE)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity(teacher, student, images(4), WIDTHS, replace(CLASSIFICATION, output_loss=interrupt))
+    assert same_state(student.state_dict(), before)
+
+
 def test_batches_of_images_are_averaged_and_the_layers_have_a_bar(capsys):
     teacher, student = convert(awaken(Residual()), QuantConfig(), IMAGE)
     x = images(16)
@@ -95,6 +107,14 @@ def test_the_budget_is_kept_and_the_same_images_serve_again(tmp_path):
     assert sum(counts[name] * bits[name] for name in bits) <= 0.125 * 32 * sum(counts.values())
     assert result.report["size_budget"] == 0.125 and len(list(tmp_path.glob("sensitivity_*"))) == 1
     assert assign_bits(model, QuantConfig(8, 8), IMAGE, 0.125, shared=tmp_path) == bits
+
+
+def test_how_long_the_images_took_that_serve_again_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(BUDGETS, "quick", TINY)
+    first, second = [], []
+    for reused in (first, second):
+        assign_bits(awaken(Residual()), QuantConfig(), IMAGE, 0.2, shared=tmp_path, reused=reused)
+    assert [run.reused_seconds for run in first] == [0] and [run.reused_seconds > 0 for run in second] == [True]
 
 
 def test_with_a_budget_the_named_weight_bits_decide_nothing():

@@ -29,7 +29,16 @@ FUNCTIONS = {
     "bilinear, to a size that its factor falls short of":
         lambda x: F.interpolate(x[:, :, 1:], size=(31, 8), mode="bilinear", align_corners=False),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False),
-    "bilinear, corners": lambda x: F.interpolate(x, size=(15, 9), mode="bilinear", align_corners=True)}
+    "bilinear, corners": lambda x: F.interpolate(x, size=(15, 9), mode="bilinear", align_corners=True),
+    "bilinear, by a factor": lambda x: F.interpolate(x[:, :, 1:], scale_factor=1.7, mode="bilinear"),
+    "bilinear, by a factor, corners": lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear", align_corners=True),
+    "bilinear, by the factor of its size":
+        lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear", recompute_scale_factor=True),
+    "bilinear, by a factor that leaves a side": lambda x: F.interpolate(x, scale_factor=(1.1, 1.5), mode="bilinear"),
+    "bilinear, by a factor just below that of a size":
+        lambda x: F.interpolate(x[..., :3, :3], scale_factor=1.6666666, mode="bilinear"),
+    "nearest, by a factor": lambda x: F.interpolate(x, scale_factor=1.7),
+    "nearest, by a factor whose size is a multiple": lambda x: F.interpolate(x[..., :3, :3], scale_factor=3.3)}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

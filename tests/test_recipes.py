@@ -398,3 +398,13 @@ def test_the_callers_images_get_no_gradient():
     own = images(8).requires_grad_(True)
     quantize(awaken(Residual()), QuantConfig(4, 4), "real-finetune", image_shape=IMAGE, budget=TINY, images=own)
     assert own.grad is None
+
+
+def test_seconds_of_mixed_precision_include_those_of_images_made_before(tmp_path):
+    def seconds() -> float:
+        return quantize(awaken(Residual()), QuantConfig(4, 8), "rtn-bn", image_shape=IMAGE, budget=TINY, size_budget=0.2,
+                        resume=tmp_path).report["seconds"]
+    seconds()
+    for state in tmp_path.rglob("images.pt"):
+        torch.save(torch.load(state) | {"seconds": 1000.0}, state)
+    assert seconds() > 1000

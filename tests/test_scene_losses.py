@@ -24,6 +24,13 @@ def test_mask_loss_worked_by_hand():
     assert mask_loss(perfect, truth, torch.ones(2)).item() == pytest.approx(0, abs=1e-5)
 
 
+def test_a_batch_without_a_labelled_pixel_teaches_nothing():
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    loss = mask_loss(logits, torch.full((2, 4, 4), UNLABELLED, dtype=torch.uint8), torch.ones(3))
+    loss.backward()
+    assert loss.item() == 0 and (logits.grad == 0).all()
+
+
 def test_box_loss_is_zero_for_what_is_right_and_for_nothing():
     target = Boxes(torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([1]))
     logs = torch.zeros(1, 4, 4, 4)

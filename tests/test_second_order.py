@@ -3,6 +3,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import IMAGE, LAYER_TYPES, Mobile, awaken, images, layer_and_norm
 from torch import nn
 
@@ -31,6 +32,20 @@ def test_the_moments_are_those_of_the_products_that_make_the_output(layer, shape
     assert n == output.shape[1]
     torch.testing.assert_close((weight @ total[:, :, None]).reshape(-1), output.sum(1), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(((weight @ products) * weight).sum(2).reshape(-1), output.square().sum(1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_no_more_than_one_image_is_unfolded_at_once(monkeypatch, groups):
+    """Eight of 224x224 with 64 channels would take two gigabytes."""
+    layer = nn.Conv2d(4, 6, 3, padding=1, groups=groups)
+    x = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    seen = F.unfold(x, 3, padding=1).unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    unfold, sizes = F.unfold, []
+    monkeypatch.setattr(F, "unfold", lambda image, *more: sizes.append(len(image)) or unfold(image, *more))
+    total, products, n = input_moments(layer, x)
+    assert sizes == [1] * 5 and n == seen.shape[2]
+    torch.testing.assert_close(total, seen.sum(2), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(products, seen @ seen.transpose(1, 2), rtol=1e-5, atol=1e-4)
 
 
 def test_two_inputs_that_move_together_share_their_error():

@@ -60,6 +60,18 @@ def test_a_plan_is_swept_as_a_whole_or_narrowed(capsys, tmp_path, monkeypatch):
     assert asked == [replace(item, n_test=50) for item in plan[6:8]]
 
 
+def test_a_plan_is_narrowed_by_bare_names_too():
+    def items(*models):
+        return sweep_command._items(build_parser().parse_args(["sweep", "--plan", "foundation", "--models", *models]))
+    assert items("resnet20") == items("cifar10/resnet20") != []
+    assert {item.model for item in items("resnet20", "cifar10/mobilenetv2")} == {"cifar10/resnet20", "cifar10/mobilenetv2"}
+
+
+def test_models_that_a_plan_does_not_have_are_told_which_it_has(capsys, tmp_path):
+    status, err = one_line(capsys, "sweep", "--plan", "foundation", "--models", "segmenter", "--out", str(tmp_path))
+    assert status == 2 and "its models are cifar10/resnet20, cifar10/mobilenetv2" in err
+
+
 @pytest.mark.parametrize("arguments, engine, threads", [
     ([], "InProcess", None), (["--threads", "3"], "InProcess", 3), (["--workers", "1"], "Processes", engines.cores()),
     (["--workers", "10000"], "Processes", 1), (["--workers", "2", "--threads", "5"], "Processes", 5),

@@ -159,9 +159,10 @@ def _read_labels(folder: Path, files: list[Path], index: dict[str, int]) -> list
     if not found:
         raise DataError(f"{folder} has images but none of the label files {', '.join(LABEL_FILES)}, in it or beside it. {HOW}")
     file = found[0]
-    rows = [line.replace(",", " ").split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [row for row in rows if row[0] != "ImageId"]
     try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark, U+FEFF
+        rows = [line.replace(",", " ").split() for line in lines if line.strip()]
+        rows = [row for row in rows if row[0] != "ImageId"]
         if all(len(row) == 1 for row in rows):  # a line for each file of the complete set, in the order of their names
             if len(rows) != len(files):
                 raise ValueError(f"{len(rows)} labels for {len(files)} images")

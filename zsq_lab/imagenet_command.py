@@ -31,7 +31,10 @@ HELD_OUT, HELD_OUT_ITERATIONS, HELD_OUT_SEED = 32, 40, 1_000_003  # far from any
 
 
 def load(args) -> tuple[str, nn.Module, Preprocess]:
-    """(full name, network, preprocessing) of the arguments; an unknown name is a wrong argument."""
+    """(full name, network, preprocessing) of the arguments; an unknown name is a wrong argument, and so is another place of
+    the images."""
+    if args.data or args.profile:
+        raise WrongArgument("imagenet networks take their images from $ZSQ_IMAGENET: leave --data and --profile out")
     try:
         name = check_name(args.model)
     except ValueError as error:

@@ -25,11 +25,13 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, ...], size_budget: float, seed: int = 0,
-                shared: Path | None = None, task: Task = CLASSIFICATION, *, progress: bool = False) -> dict[str, int]:
+                shared: Path | None = None, task: Task = CLASSIFICATION, *, progress: bool = False,
+                reused: list[RunState] | None = None) -> dict[str, int]:
     """Weight bits by layer name for a budget, a share of the weights' size in 32-bit floats; from the model alone.
 
-    shared: a folder for the images that the sensitivity is measured on, those of the budget "quick". Raises ValueError for
-    a budget that is not in 0..1 or too small for two bits a weight.
+    shared: a folder for the images that the sensitivity is measured on, those of the budget "quick". reused: takes the
+    state of those images, whose `reused_seconds` went into them before. Raises ValueError for a budget that is not in 0..1 or
+    too small for two bits a weight.
     """
     check_size_budget(size_budget)
     teacher, student = convert(model, config, image_shape)
@@ -39,6 +41,8 @@ def assign_bits(model: nn.Module, config: QuantConfig, image_shape: tuple[int, .
         decides = (files_version(MAKERS["images"]), list(image_shape), seed, task.name, work.images, work.image_iterations,
                    work.image_batch, settings)
         run = RunState(shared / f"sensitivity_{fingerprint(teacher, *decides)}")
+    if reused is not None:
+        reused.append(run)
     images, _ = make_images(teacher, work.images, image_shape, iterations=work.image_iterations, batch_size=work.image_batch,
                             seed=seed, progress=progress, run=run, task=task, settings=settings)
     counts = [layer.layer.weight.numel() for layer in quant_layers(student).values()]
@@ -69,11 +73,13 @@ def sensitivity(teacher: nn.Module, student: nn.Module, images: Tensor, widths: 
         for row, layer in enumerate(bar):
             weight, quantizer = layer.layer.weight, layer.weight_quantizer
             exact = weight.clone()
-            for column, bits in enumerate(widths):
-                weight.copy_(_rounded(exact, quantizer.axis, bits, quantizer.symmetric))
-                losses = [task.output_loss(student(batch), own) for batch, own in zip(batches, wanted, strict=True)]
-                errors[row, column] = torch.stack(losses).mean()
-            weight.copy_(exact)
+            try:
+                for column, bits in enumerate(widths):
+                    weight.copy_(_rounded(exact, quantizer.axis, bits, quantizer.symmetric))
+                    losses = [task.output_loss(student(batch), own) for batch, own in zip(batches, wanted, strict=True)]
+                    errors[row, column] = torch.stack(losses).mean()
+            finally:  # an interruption must not leave it rounded
+                weight.copy_(exact)
     return errors
 
 

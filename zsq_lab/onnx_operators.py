@@ -35,6 +35,8 @@ def _refused(step: Step, why: str) -> ValueError:
 def _arithmetic(writer, step: Step) -> None:
     if step.options.get("alpha", 1) != 1:
         raise _refused(step, "alpha is not 1; multiply in an operation of its own")
+    if step.options.get("rounding_mode"):
+        raise _refused(step, "ONNX's division has no rounding_mode")
     writer.result(writer.node(ARITHMETIC[step.name], [writer.float_of(a) for a in step.args[:2]]))
 
 
@@ -52,6 +54,8 @@ def _convolution(writer, step: Step) -> None:
 
 
 def _linear(writer, step: Step) -> None:
+    if any(step.options.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+        raise _refused(step, "alpha or beta is not 1; multiply in an operation of its own")
     bias, x, weight = step.args[:3]
     transpose = isinstance(weight, Value) and writer.program.steps[weight.step].name == "t"
     if transpose:  # stored as PyTorch has it, [out, in]
@@ -87,6 +91,9 @@ def _tensor(bound, quantizer):
 
 
 def _bounded(low, high, writer, step: Step) -> None:
+    if any(isinstance(b, Value) or isinstance(b, Tensor) and b.numel() > 1 for b in (low, high)):
+        raise _refused(step, "its bounds are no single numbers; use torch.minimum and torch.maximum")
+    low, high = (b if b is None else float(b) for b in (low, high))
     on_integers, on_floats = _clamp(low, high)
     plain_relu = (low, high) == (0, None)
     writer.same_grid(step, lambda name, q: on_integers(writer, name, q),
@@ -161,6 +168,8 @@ def _mean(writer, step: Step) -> None:
 
 def _batch_norm(writer, step: Step) -> None:
     x, weight, bias, mean, variance = step.args[:5]
+    if mean is None or any(flag is True for flag in step.args[5:]):
+        raise _refused(step, "it normalises by the batch's own statistics; track_running_stats keeps them")
     eps = next(a for a in reversed(step.args) if isinstance(a, float))
     weight = np.ones(len(mean), np.float32) if weight is None else weight
     bias = np.zeros(len(mean), np.float32) if bias is None else bias

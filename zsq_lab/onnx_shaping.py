@@ -86,14 +86,19 @@ def _split(writer, step: Step) -> None:
 
 
 def _upsample(writer, step: Step) -> None:
-    """The output's size follows from the recorded one: the image's size is fixed, the batch is not."""
+    """The output's size follows from the recorded one: the image's size is fixed, the batch is not.
+
+    Where the model names a factor, PyTorch samples with that, whatever size it comes to, but copies a side that stays.
+    """
     bilinear = "bilinear" in step.name
     align = bool(step.args[2]) if bilinear else False
     before, after = shape_of(writer, step.args[0])[2:], step.shape[2:]
-    if not bilinear and any(a % b for a, b in zip(after, before, strict=True)):
+    own = [a / b if align or a == b or not named else named
+           for named, a, b in zip(step.args[-2:], after, before, strict=True)]
+    if not bilinear and any(a % b or a != b * factor for factor, a, b in zip(own, after, before, strict=True)):
         _pick(writer, step, *before)
         return
-    factors = writer.constant([1, 1, *map(_factor, before, after)], np.float32)
+    factors = writer.constant([1, 1, *map(_factor, own, before, after)], np.float32)
     how = {"mode": "linear" if bilinear else "nearest",
            "coordinate_transformation_mode": "align_corners" if align else "half_pixel" if bilinear else "asymmetric"}
     how |= {} if bilinear else {"nearest_mode": "floor"}
@@ -101,9 +106,11 @@ def _upsample(writer, step: Step) -> None:
                      lambda name: writer.node("Resize", [name, "", factors], **how))
 
 
-def _factor(before: int, after: int) -> np.float32:
-    """after / before, rounded up where before * factor would fall short of the size: its fraction is cut off."""
-    factor = np.float32(after / before)
+def _factor(own: float, before: int, after: int) -> np.float32:
+    """The factor in 32 bits, moved where before * factor would miss the size: its fraction is cut off."""
+    factor = np.float32(own)
+    if factor * np.float32(before) >= after + 1:
+        return np.nextafter(factor, np.float32(0))
     return factor if float(factor) * before >= after else np.nextafter(factor, np.float32(np.inf))
 
 

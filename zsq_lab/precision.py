@@ -54,14 +54,17 @@ def economical(model: nn.Module, image_shape: tuple[int, ...], batch_size: int) 
 @contextmanager
 def checkpointed(model: nn.Module, image_shape: tuple[int, ...]) -> Iterator[nn.Module]:
     """Inside the block the model's blocks (`blocks.find_blocks`) keep their inputs only; the gradients are the same."""
-    blocks = [model.get_submodule(name) for name in find_blocks(model, image_shape, LAYERS)]
+    blocks = map(model.get_submodule, find_blocks(model, image_shape, LAYERS))
+    own = {block: vars(block).get("forward") for block in blocks}  # what an instance may have been given for itself
     try:
-        for block in blocks:
+        for block in own:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         yield model
     finally:
-        for block in blocks:
-            del block.forward  # the instance's; the class has its own
+        for block, forward in own.items():
+            vars(block).pop("forward", None)  # the class has its own
+            if forward is not None:
+                block.forward = forward
 
 
 @torch.inference_mode(False)

@@ -125,7 +125,8 @@ def quantize(model: nn.Module, config: QuantConfig | None = None, recipe: str = 
     check_stages(stages, student)  # before any work
     if size_budget is not None:
         layer_bits = assign_bits(model, config, tuple(image_shape), size_budget, seed,
-                                 Path(resume) if resume else None, task, progress=progress)
+                                 Path(resume) if resume else None, task, progress=progress, reused=(made := []))
+        started -= sum(state.reused_seconds for state in made)
         config = replace(config, layer_bits=layer_bits, weight_bits=min(layer_bits.values()))
         teacher, student = convert(model, config, tuple(image_shape))
     images = images.detach().to(next(teacher.parameters())) if images is not None else None

@@ -21,9 +21,14 @@ def class_weights(masks: Tensor, classes: int) -> Tensor:
 
 
 def mask_loss(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of logits [N, K, H, W] plus one minus the batch's soft IoU, mean over the classes present."""
+    """Weighted cross-entropy of logits [N, K, H, W] plus one minus the batch's soft IoU, mean over the classes present.
+
+    Zero for a batch without any labelled pixel.
+    """
     masks = masks.long()
     known = masks != UNLABELLED
+    if not known.any():
+        return 0 * logits.sum()  # the means over nothing would be NaN
     entropy = F.cross_entropy(logits, masks, weights, ignore_index=UNLABELLED)
     share = logits.softmax(1) * known[:, None]
     truth = F.one_hot(masks.where(known, torch.zeros_like(masks)), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]

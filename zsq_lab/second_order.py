@@ -94,14 +94,23 @@ def input_moments(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, int]:
     G: groups, D: weights of an output channel; a layer that `is_known`.
     """
     if isinstance(layer, nn.Linear):
-        seen = x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
-    else:
-        if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
-            seen = x[:, :, ::layer.stride[0], ::layer.stride[1]].flatten(2)
-        else:
-            seen = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        seen = seen.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
-    return seen.sum(2), seen @ seen.transpose(1, 2), seen.shape[2]
+        parts = [x.reshape(1, -1, x.shape[-1]).transpose(1, 2)]
+    elif layer.kernel_size == (1, 1) and layer.padding == (0, 0):
+        parts = [_by_group(x[:, :, ::layer.stride[0], ::layer.stride[1]].flatten(2), layer.groups)]
+    else:  # image by image: a batch of large ones, unfolded, takes gigabytes
+        parts = (_by_group(F.unfold(image, layer.kernel_size, layer.dilation, layer.padding, layer.stride), layer.groups)
+                 for image in x.split(1))
+    total, products, n = 0, None, 0
+    for seen in parts:
+        other = seen.transpose(1, 2)
+        total, n = total + seen.sum(2), n + seen.shape[2]
+        products = seen @ other if products is None else products.baddbmm_(seen, other)
+    return total, products, n
+
+
+def _by_group(columns: Tensor, groups: int) -> Tensor:
+    """[G, D, N * L] of columns [N, G * D, L]."""
+    return columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
 @torch.no_grad()

@@ -83,11 +83,14 @@ def _items(args) -> list:
             if getattr(args, option):
                 raise WrongArgument(f"--{option.replace('_', '-')} is settled by the plan '{args.plan}': leave it out, "
                                     "or sweep without --plan")
-        chosen = [replace(item, n_test=args.n_test) for item in PLANS[args.plan]()
+        planned = list(PLANS[args.plan]())
+        chosen = [replace(item, n_test=args.n_test) for item in planned
                   if item.seed in args.seeds and item.recipe in (args.recipes or [item.recipe])
-                  and item.budget == (args.budget or item.budget) and item.model in (args.models or [item.model])]
+                  and item.budget == (args.budget or item.budget)
+                  and (not args.models or {item.model, item.model.split("/")[1]} & set(args.models))]
         if not chosen:
-            raise WrongArgument(f"plan '{args.plan}' has nothing with these --models, --recipes, --seeds and --budget")
+            raise WrongArgument(f"plan '{args.plan}' has nothing with these --models, --recipes, --seeds and --budget; its "
+                                f"models are {', '.join(dict.fromkeys(item.model for item in planned))}")
         return chosen
     try:
         models = [full_name(name, name.split("/")[0] if "/" in name else task_of(name).dataset(args.profile).name)
