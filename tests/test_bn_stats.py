@@ -37,6 +37,20 @@ def test_batch_statistics_are_the_moments_per_channel(shape):
     torch.testing.assert_close(std, x.std(dims, correction=0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_16_bits_are_measured_in_32(dtype):
+    """Squares beyond 65504, the largest float16, and a memory of such a variance."""
+    norm, x = nn.BatchNorm2d(3).eval().to(dtype), (300 * images(16, (3, 8, 8)) + 200).to(dtype)
+    norm.running_var.fill_(60000)
+    torch.testing.assert_close(batch_statistics(x), batch_statistics(x.float()))
+    with BatchNormStatistics(norm) as statistics:
+        norm(x)
+    mean, deviation = 200, norm.running_var.float()[0].sqrt().item()
+    expected = (mean**2 + (300 - deviation)**2) / deviation**2
+    assert statistics.loss().item() == pytest.approx(expected, rel=0.1)
+
+
 def test_gradient_stays_finite_on_a_constant_batch():
     x = torch.full((4, 3, 2, 2), 2.0, requires_grad=True)
     mean, std = batch_statistics(x)
@@ -152,6 +166,38 @@ def test_batchnorms_that_are_called_by_keyword_are_measured(fold):
     with BatchNormStatistics(model) as statistics:
         assert torch.equal(model(x), expected)
         assert statistics.loss() < 1e-4 and set(statistics.distances()) == {"bn1", "bn2"}
+
+
+class Skipping(Residual):
+    """Leaves its second half out when told to, as layer drop and early exits do."""
+
+    short = False
+
+    def forward(self, x):
+        return self.stem(x) * self.bn_stem(self.stem(x)) if self.short else super().forward(x)
+
+
+def test_what_the_last_pass_did_not_reach_is_not_of_the_last_pass():
+    model, x = awaken(Skipping()), images(4).requires_grad_()
+    with BatchNormStatistics(model) as statistics:
+        model(x)
+        statistics.loss().backward()
+        model.short = True
+        model(x)
+        assert set(statistics.distances()) == {"bn_stem"}
+        statistics.loss().backward()  # and not through the graph that the first pass left
+
+
+@torch.no_grad()
+def test_one_pass_of_a_larger_network_is_one_pass():
+    model = awaken(Residual())
+    with BatchNormStatistics(model) as alone:
+        model(images(4))
+    with BatchNormStatistics(model) as inside:
+        nn.Sequential(nn.Identity(), model)(images(4))
+        copied = copy.deepcopy(model)
+    assert inside.distances() == alone.distances() and len(alone.distances()) == 3
+    copied(images(4))
 
 
 @pytest.mark.parametrize("use", [lambda m: BatchNormStatistics(m), lambda m: remembered_activations(m)])

@@ -30,6 +30,14 @@ def test_a_calibrated_network_agrees_with_full_precision(toolkit):
     assert torch.equal(weights, model.conv1.weight)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_one_image_is_enough_for_pt2e():
+    pytest.importorskip("torchao")
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = bridges.pt2e(load_model("embedded/resnet20")[0], x[:1])
+    assert logits(x).shape == (3, 10) and logits(x).isfinite().all()
+
+
 @pytest.mark.parametrize("toolkit, module", [("pt2e", "torchao.quantization.pt2e.quantize_pt2e"), ("nncf", "nncf")])
 def test_a_missing_toolkit_says_how_to_get_it(toolkit, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

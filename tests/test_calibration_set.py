@@ -1,5 +1,7 @@
 """Calibration sets on disk: another tool that follows the manifest gets the network's own input back."""
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from networks import images
 from PIL import Image
 
-from zsq_lab.calibration_set import read_calibration_set, save_npz, write_calibration_set
+from zsq_lab.calibration_set import check_place, read_calibration_set, save_npz, write_calibration_set
 from zsq_lab.data import find_dataset
 
 SHAPE = (3, 12, 10)
@@ -80,6 +82,35 @@ def test_a_file_is_no_folder(tmp_path):
     for out in ("file", "file/set", "file/deep/set"):
         with pytest.raises(ValueError, match="is a file, or inside of one"):
             write_calibration_set(tmp_path / out, images(2, SHAPE), find_dataset("embedded"), {})
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_calibration_set(tmp_path / "empty", images(2, SHAPE), find_dataset("embedded"), {})
+    assert len(read_calibration_set(tmp_path / "empty")) == 2
+
+
+@pytest.mark.parametrize("locked, out", [("locked", "locked/set"), ("locked", "locked/new/set"), ("set", "set")])
+def test_a_place_that_takes_no_files_is_named_before_the_work(written, tmp_path, monkeypatch, locked, out):
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path / locked)  # root may write everywhere
+    with pytest.raises(ValueError, match=f"{out}: no permission to write to .*{locked}: name another folder"):
+        check_place(tmp_path / out)
+
+
+def test_a_new_set_that_cannot_take_its_place_leaves_the_old_one(written, tmp_path, monkeypatch):
+    folder, made, _ = written
+    replace, refused = Path.replace, []
+
+    def refuse_once(self, target):
+        if target == folder and not refused:
+            refused.append(self)
+            raise OSError("busy")
+        return replace(self, target)
+    monkeypatch.setattr(Path, "replace", refuse_once)
+    with pytest.raises(OSError, match="busy"):
+        write_calibration_set(folder, made[:2], find_dataset("embedded"), {})
+    assert torch.equal(read_calibration_set(folder), made) and [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
 def test_what_is_cut_off_leaves_the_old_set_and_nothing_else(written, tmp_path, monkeypatch):

@@ -55,10 +55,27 @@ def test_a_quantized_networks_added_biases_come_back(tmp_path, monkeypatch):
     network = awaken(Residual())
     network.fc.bias = None
     monkeypatch.setattr("zsq_lab.checkpoints.build", lambda *_: copy.deepcopy(network))
+    monkeypatch.setattr("zsq_lab.checkpoints.MODELS", ("cifar10/own",))
     result = quantize(network, QuantConfig(4, 4), "dfq", image_shape=IMAGE)
     save_model(result.model, tmp_path / "own", result.report | {"model": "cifar10/own", "image_shape": IMAGE})
     loaded, _ = load_quantized(tmp_path / "own")
     assert torch.equal(loaded(images(4)), result.model(images(4))) and loaded.fc.layer.bias is not None
+
+
+@pytest.mark.parametrize("facts", [{"model": "mine"}, {"model": "lung/unet"}, {"model": 3}, {}])
+def test_a_network_of_your_own_is_asked_for_and_taken(tmp_path, facts):
+    network = awaken(Residual())
+    result = quantize(network, QuantConfig(4, 4), "rtn-noise", image_shape=IMAGE)
+    report = {key: value for key, value in result.report.items() if key != "model"}
+    save_model(result.model, tmp_path / "own", report | {"image_shape": IMAGE} | facts)
+    with pytest.raises(ValueError, match=r"own holds a network that is none of the lab's .*network="):
+        load_quantized(tmp_path / "own")
+    assert torch.equal(load_quantized(tmp_path / "own", network)[0](images(4)), result.model(images(4)))
+
+
+def test_a_checkpoint_of_floats_is_no_quantized_model(saved):
+    with pytest.raises(ValueError, match="is not a quantized model of this lab: its facts lack 'config'"):
+        load_quantized(saved[1])
 
 
 def test_names():

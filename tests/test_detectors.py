@@ -104,6 +104,21 @@ def test_detectors_with_frozen_batchnorms_through_quantize(frozen):
     assert [type(module).__name__ for module in heads.modules()].count("FrozenBatchNorm2d") == norms
 
 
+@pytest.mark.parametrize("kind", ["RetinaNet", "FCOS"])
+def test_a_backbone_that_gives_one_map_and_no_dictionary(kind):
+    """The example of torchvision's own docstrings: the features of a classifier as a backbone."""
+    import_torchvision()
+    from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    backbone = nn.Sequential(nn.Conv2d(3, 32, 3, stride=16, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+    backbone.out_channels = 32
+    anchors = AnchorGenerator(((16,),), ((1.0,),))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = getattr(detection, kind)(backbone, num_classes=4, anchor_generator=anchors, score_thresh=0.005).eval()
+    test_heads_are_what_the_detector_itself_decides_by(detector)
+
+
 def test_what_is_no_detector():
     with pytest.raises(ValueError, match="Linear has no backbone: expected a single-stage detector"):
         Heads(awaken(nn.Linear(3, 2)))

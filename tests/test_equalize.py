@@ -312,6 +312,32 @@ def test_bias_correction_of_every_kind_of_layer(kind):
     assert shift.abs().max() < 0.05 * teacher[2](x).std()
 
 
+class Twice(nn.Module):
+    """One layer for two inputs of very different size, as the shared head of a detector."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.norm(x))
+        return self.head(x), self.head(9 * x[:, :, ::2])
+
+
+def test_bias_correction_of_a_layer_that_is_called_twice():
+    """One bias cannot be right for both calls: the mean of both errors is what vanishes."""
+    teacher, student = convert(awaken(Twice()), QuantConfig(2, 8), IMAGE)
+    fit_weight_ranges(student, search=False)
+    fit_input_ranges(student, [images(8)], search=False)
+    correct_biases(student, IMAGE, samples=4000)
+    norm = teacher.norm
+    x = images(4000) * norm.running_var.sqrt().reshape(3, 1, 1) + norm.running_mean.reshape(3, 1, 1)
+    for quantizer in student.head.input_quantizers:
+        quantizer.enabled = False
+    first, second = ((own - wanted).mean((0, 2, 3)) for own, wanted in zip(student(x), teacher(x), strict=True))
+    assert first.abs().max() > 0.5 and (first + second).abs().max() < 0.05 * first.abs().max()
+
+
 def test_bias_correction_needs_statistics():
     _, student = convert(nn.Sequential(nn.Conv2d(3, 4, 1)), QuantConfig(), IMAGE)
     with pytest.raises(ValueError, match="which bias correction needs"):

@@ -1,7 +1,7 @@
 """Evaluation: the accuracy counted by hand, and a model that comes back to the bit as it went in."""
 import pytest
 import torch
-from networks import awaken, images, same_state, snapshot
+from networks import Remembering, awaken, images, same_state, snapshot
 from torch import Tensor, nn
 
 from zsq_lab import QuantConfig, quantize
@@ -66,6 +66,14 @@ def test_evaluating_changes_no_bit_no_mode_and_no_random_number(convention):
     assert same_state(before, model.state_dict()) and torch.equal(torch.get_rng_state(), random_state)
     assert [m.training for m in model.modules()] == modes
     assert not torch.is_inference_mode_enabled() and not model.eval()(x).is_inference()
+
+
+def test_a_network_that_keeps_a_tensor_can_be_trained_afterwards():
+    data, split = dataset()
+    model = awaken(Remembering())
+    predict(model, split, data, limit=4)
+    model(images(4).requires_grad_()).sum().backward()
+    assert model.stem.weight.grad is not None
 
 
 def test_modes_come_back_after_an_error():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exported import NETWORKS, deployed, in_runtime, student
 from networks import IMAGE, LAYER_TYPES, Residual, awaken, images, layer_and_norm
+from test_fused import network as with_activations_in_norms
 
 from zsq_lab import __version__
 from zsq_lab.deploy import deploy
@@ -39,6 +40,13 @@ def test_all_kinds_of_layers(tmp_path, kind):
     program = deploy(student(network, shape=shape), shape, x)
     step = max([float(q.scale) for q in program.quantizers if q.axis is None])
     assert np.abs(in_runtime(program, tmp_path / "q.onnx", x) - program(x).numpy()).max() < 1.01 * step
+
+
+@torch.no_grad()
+def test_activations_inside_of_batchnorms_stay(tmp_path):
+    network = with_activations_in_norms()
+    got = in_runtime(float_program(network, IMAGE), tmp_path / "f.onnx", images(5))
+    np.testing.assert_allclose(got, network(images(5)).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [8, 3])

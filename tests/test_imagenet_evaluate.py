@@ -3,7 +3,7 @@ bad networks."""
 import numpy as np
 import pytest
 import torch
-from networks import images, same_state, snapshot
+from networks import Remembering, awaken, images, same_state, snapshot
 from test_image_folder import class_folders
 from torch import nn
 
@@ -106,6 +106,13 @@ def test_a_network_that_overwrites_its_images_leaves_those_of_the_others():
     before = x.clone()
     synthetic_agreement(model, model, x)
     assert torch.equal(x, before)
+
+
+def test_a_network_that_keeps_a_tensor_can_be_trained_afterwards():
+    model, x = awaken(Remembering()), images(4, SMALL.image_shape)
+    synthetic_agreement(model, model, x)
+    model(x.requires_grad_()).sum().backward()
+    assert model.stem.weight.grad is not None
 
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten()),  # grayscale

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from exported import NETWORKS, deployed, student
+from exported import NETWORKS, Between, deployed, student
 from networks import IMAGE, awaken, images, teach
 from torch import nn
 
@@ -98,6 +98,14 @@ def test_a_sum_equals_integers_of_numpy():
     expected = (exactly.numpy().round() + int(out.zero_point)).clip(out.quant_min, out.quant_max)
     assert (got != expected).mean() < 0.01 and np.abs(got - expected).max() <= 1
     assert got.min() == 0 and got.max() == out.quant_max == 127, "it is cut off at both ends of the grid"
+
+
+@torch.no_grad()
+def test_a_sum_with_a_factor_stays_as_it_is():
+    network = awaken(Between(lambda x: torch.add(x, x.relu(), alpha=0.5)))
+    program, x = deploy(student(network), IMAGE, images(32)), images(9)
+    assert kinds(exact(program)).count("add") == 1
+    torch.testing.assert_close(exact(program)(x), program(x), rtol=0.02, atol=0.02)
 
 
 def test_a_layer_whose_result_is_read_twice_stays_as_it_is():

@@ -151,6 +151,21 @@ def test_a_changed_bit_anywhere_in_the_numbers_is_noticed(small):
             load_packed(file, network)
 
 
+@pytest.mark.parametrize("named", [{"model": "mine"}, {"model": "lung/unet"}, {}])
+def test_a_network_of_your_own_is_asked_for(small, named):
+    file, network = small
+    student, facts = load_packed(file, network)
+    save_packed(student, file, {key: facts[key] for key in ("config", "image_shape")} | named)
+    with pytest.raises(ValueError, match=r"small.safetensors holds a network that is none of the lab's .*network="):
+        load_packed(file)
+
+
+def test_a_float_model_is_told_to_be_quantized_first(tmp_path):
+    with pytest.raises(ValueError, match="has no quantized layer: quantize it first"):
+        save_packed(awaken(Residual()), tmp_path / "x", {})
+    assert not any(tmp_path.iterdir())
+
+
 def test_other_files_are_one_clear_error(small, tmp_path):
     file, network = small
     with pytest.raises(ValueError, match="no packed model at .*none"):

@@ -1,6 +1,7 @@
 """mIoU and mAP against cases worked by hand, through a whole network and data set."""
 import pytest
 import torch
+from networks import Remembering, awaken, images
 from torch import nn
 
 from zsq_lab.scene_metrics import mean_iou, mean_precision
@@ -95,6 +96,14 @@ def test_a_class_that_is_only_seen_has_no_precision():
     scenes = Scenes(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), [Boxes(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]))])
     result = mean_precision(Says([image]), scenes, dataset(("a", "b"), scenes), lambda model, output: output)
     assert result["per_class"] == {"a": pytest.approx(100)} and result["mAP"] == pytest.approx(100)
+
+
+def test_a_network_that_keeps_a_tensor_can_be_trained_afterwards():
+    scenes = Scenes(torch.zeros(3, 3, 2, 4, dtype=torch.uint8), torch.zeros(3, 2, 4, dtype=torch.uint8))
+    model = awaken(Remembering())
+    mean_iou(model, scenes, dataset(("a", "b", "c", "d", "e"), scenes), lambda model, output: torch.zeros(3, 2, 4).long())
+    model(images(3, (3, 2, 4)).requires_grad_()).sum().backward()
+    assert model.stem.weight.grad is not None
 
 
 def test_evaluating_changes_nothing():

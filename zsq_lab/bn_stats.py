@@ -35,14 +35,19 @@ def require_statistics(model: nn.Module, purpose: str) -> None:
 def stored_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Mean and deviation [C] of the layer's input as remembered from training."""
     if isinstance(layer, FoldedBatchNorm):
-        return layer.mean, layer.std
-    return layer.running_mean, layer.running_var.sqrt()
+        return _wide(layer.mean), _wide(layer.std)
+    return _wide(layer.running_mean), _wide(layer.running_var).sqrt()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 where x has 16 bits: too few for a mean over a million values, and float16 has no square above 65504."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation [C] of a batch [N, C, ...] over all but the channels; the gradient is finite at deviation 0."""
     dims = [d for d in range(x.ndim) if d != 1]
-    x = x.float() if x.dtype == torch.bfloat16 else x  # a mean over a million values needs more than eight bits
+    x = _wide(x)
     mean = mean_over_processes(x.mean(dims))
     variance = (mean_over_processes(x.square().mean(dims)) - mean.square()).clamp(min=0)
     return mean, (variance + 1e-12).sqrt()
@@ -86,11 +91,14 @@ class BatchNormStatistics:
     """
 
     def __init__(self, model: nn.Module, distance: Callable[..., Tensor] = layer_distance):
-        self.layers, self.distance = statistics_layers(model), distance
+        self.model, self.layers, self.distance = model, statistics_layers(model), distance
         self._distances: dict[str, Tensor] = {}
         self._handles = []
 
     def __enter__(self) -> "BatchNormStatistics":
+        distances = self._distances  # and not self: a copy of the model copies its hooks, too
+        # First: the model itself may be one of the layers.
+        self._handles.append(self.model.register_forward_pre_hook(lambda *_: distances.clear()))
         for name, layer in self.layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._measure(name), with_kwargs=True))
         return self

@@ -8,6 +8,7 @@ Notebook 09 calibrates other people's toolkits with such a folder.
 """
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -27,13 +28,17 @@ def write_calibration_set(folder: Path, images: Tensor, dataset: Dataset, facts:
     The folder appears complete or not at all; an earlier calibration set there is replaced, anything else is an error.
     """
     folder = check_place(folder)
-    partial = beside(folder)
+    partial, aside = beside(folder), beside(folder)
     try:
         manifest = _fill(partial, images, dataset, facts)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.replace(aside)
         partial.replace(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if aside.exists() and not folder.exists():  # the new set could not take its place
+            aside.replace(folder)
+        for left in (partial, aside):
+            shutil.rmtree(left, ignore_errors=True)
     return manifest
 
 
@@ -64,8 +69,12 @@ def check_place(folder: Path) -> Path:
             own = False
         if not own or {path.name for path in folder.iterdir()} - {"images.npz", "images", "manifest.json"}:
             raise ValueError(f"{given} exists and is no calibration set: name a new folder, or an empty one")
-    elif folder.exists() or any(place.is_file() for place in folder.parents):
+    elif not folder.is_dir() and (folder.exists() or any(place.is_file() for place in folder.parents)):
         raise ValueError(f"{given} is a file, or inside of one: name a folder")
+    parent = next((place for place in folder.parents if place.exists()), folder)
+    for place in (parent, folder):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise ValueError(f"{given}: no permission to write to {place}: name another folder")
     return folder
 
 

@@ -101,9 +101,14 @@ def describe(name: str) -> dict:
     return row | {"accuracy": load_model(name)[1].get("accuracy")}
 
 
-def load_quantized(path: Path) -> tuple[nn.Module, dict]:
+class ForeignNetwork(ValueError):
+    """The file may well be sound, but its network is none of the lab's: who reads it has to bring one."""
+
+
+def load_quantized(path: Path, network: nn.Module | None = None) -> tuple[nn.Module, dict]:
     """A quantized model written by `quantize --out`, in eval mode with its ranges frozen, and its facts.
 
+    network: one of the same architecture, where the file's is not one of the lab's; it is left untouched.
     The file holds weights, scales and facts, no code. Raises ValueError when it is missing, damaged or foreign.
     """
     if not path.is_file():
@@ -111,8 +116,10 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
     try:
         values, text = read_weights(path)
         facts = json.loads(text.get("facts", "{}"))
-        student = empty_student(facts, values)
+        student = empty_student(facts, values, network)
         student.load_state_dict(values)
+    except ForeignNetwork as error:
+        raise ValueError(f"{path} {error}") from None
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a quantized model of this lab: {str(error).splitlines()[0]}. "
                          "Write it again with `python -m zsq_lab quantize`.") from error
@@ -122,11 +129,18 @@ def load_quantized(path: Path) -> tuple[nn.Module, dict]:
 def empty_student(facts: dict, values: dict, network: nn.Module | None = None) -> nn.Module:
     """A quantized model of the facts' architecture and configuration, to be filled with `values` (a state_dict).
 
-    network: one of the same architecture, where it is not one of the lab's.
+    network: one of the same architecture, where it is not one of the lab's. Raises ValueError for facts that lack something,
+    `ForeignNetwork` where there is no network to fill.
     """
+    if missing := {"config", "image_shape"} - facts.keys():
+        raise ValueError(f"its facts lack '{min(missing)}'")
     if network is None:
-        name = facts["model"]
-        own, imagenet = name.split("/")[1], imagenet_models.is_imagenet(name)
+        name = str(facts.get("model"))
+        imagenet = imagenet_models.is_imagenet(name)
+        if not imagenet and name not in MODELS:
+            raise ForeignNetwork(f"holds a network that is none of the lab's (model: {name}): pass one of the same "
+                                 "architecture as network=")
+        own = name.split("/")[1]
         network = imagenet_models.build(own) if imagenet else build(own, facts.get("classes", 10))
     _, student = convert(network, QuantConfig(**facts["config"]), tuple(facts["image_shape"]))
     for name, layer in quant_layers(student).items():

@@ -19,6 +19,7 @@ class Heads(nn.Module):
     images [N, 3, H, W] -> {"classes": [N, K, L], "boxes": [N, 4, L]}, L the number of anchors; of FCOS "centerness" as well.
     images: already normalised and of the size that the detector was trained with: torchvision's own transform is left
     out, because a quantizer's input is what the first layer sees.
+    detector: itself and no copy, put in eval mode; to train it further, call its `train()`.
     Raises ValueError for what is not such a detector.
     """
 
@@ -32,7 +33,8 @@ class Heads(nn.Module):
         self.detector = detector.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = list(self.detector.backbone(images).values())
+        found = self.detector.backbone(images)
+        features = [found] if isinstance(found, Tensor) else list(found.values())
         output = self.detector.head(features)
         self.sizes = [tuple(feature.shape[2:]) for feature in features]
         self.image_size = tuple(images.shape[2:])

@@ -190,13 +190,14 @@ def absorb_biases(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
 def correct_biases(student: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0, samples: int = 64) -> None:
     """Subtract from each bias the mean error that weight rounding causes, E[(W_q - W) x], with x as BatchNorm remembers.
 
+    Of a layer that is called several times: the mean over its calls.
     Changes `student` (ranges already set) in place. Raises ValueError for a model without BatchNorm statistics.
     """
     require_statistics(student, "bias correction")
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, list[Tensor]] = {}  # of each layer, one for each of its calls
     layers = quant_layers(student)
-    handles = [layer.input_quantizer.register_forward_pre_hook(_keep_mean(inputs, name))
-               for name, layer in layers.items()]
+    handles = [quantizer.register_forward_pre_hook(_keep_mean(inputs, name))
+               for name, layer in layers.items() for quantizer in layer.input_quantizers]
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(samples, *image_shape, generator=generator).to(next(student.parameters()).device)
     try:
@@ -205,19 +206,23 @@ def correct_biases(student: nn.Module, image_shape: tuple[int, ...], *, seed: in
     finally:
         for handle in handles:
             handle.remove()
-    for name, mean in inputs.items():
+    for name, means in inputs.items():
         quantized, layer = layers[name], layers[name].layer
-        if not takes_factors(layer, tuple(mean.shape)):
+        if not all(takes_factors(layer, tuple(mean.shape)) for mean in means):
             continue
         error = quantized.weight_quantizer(layer.weight) - layer.weight
         bias = {} if layer.bias is None else {"bias": torch.zeros_like(layer.bias)}
-        shift = functional_call(layer, {"weight": error, **bias}, (mean,))
-        channel = shift.ndim - 1 if isinstance(layer, nn.Linear) else 1
-        shift = shift.mean([d for d in range(shift.ndim) if d != channel])
+        shifts = [_mean_of_channels(layer, functional_call(layer, {"weight": error, **bias}, (mean,))) for mean in means]
+        shift = torch.stack(shifts).mean(0)  # one bias for all calls
         layer.bias = nn.Parameter((layer.bias if layer.bias is not None else 0) - shift, requires_grad=False)
 
 
-def _keep_mean(inputs: dict[str, Tensor], name: str):
+def _keep_mean(inputs: dict[str, list[Tensor]], name: str):
     def hook(_quantizer, args):
-        inputs.setdefault(name, args[0].mean(0, keepdim=True))
+        inputs.setdefault(name, []).append(args[0].mean(0, keepdim=True))
     return hook
+
+
+def _mean_of_channels(layer: nn.Module, output: Tensor) -> Tensor:
+    channel = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    return output.mean([d for d in range(output.ndim) if d != channel])

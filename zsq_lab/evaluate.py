@@ -15,7 +15,7 @@ def batch_size(image_shape: tuple[int, ...]) -> int:
     return max(LEAST, BATCH * 32 * 32 // (image_shape[-2] * image_shape[-1]))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: what a model keeps from this pass may meet gradients in the next
 def predict(model: nn.Module, split: Split, dataset: Dataset, *, limit: int | None = None,
             progress: bool = False) -> Tensor:
     """Predicted class [N] of the first `limit` images of a split (all by default)."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from .deploy import deploy  # noqa: F401  (the first of the two steps of an export)
 from .folding import fold
+from .fused import split_fused_norms
 from .layers import float_copy
 from .onnx_graph import GraphWriter
 from .program import Program
@@ -25,7 +26,8 @@ EXTRA = "install the extra: pip install -c constraints.txt -e .[export]"
 
 def float_program(model: nn.Module, image_shape: tuple[int, ...]) -> Program:
     """The program of a full-precision model, its BatchNorms folded as runtimes do themselves; the model is left untouched."""
-    return record(fold(float_copy(model), tuple(image_shape)), tuple(image_shape))
+    shape = tuple(image_shape)
+    return record(fold(split_fused_norms(float_copy(model)), shape), shape)
 
 
 def save_onnx(program: Program, path: Path, facts: dict | None = None, *, int4: bool = True) -> dict:

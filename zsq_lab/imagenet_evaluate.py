@@ -118,7 +118,7 @@ def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: what a model keeps from this pass may meet gradients in the next
 def _top5(model: nn.Module, images: Tensor) -> Tensor:
     """The five likeliest classes [N, 5], best first. Raises ValueError, with the shapes, where the network refuses."""
     images = images.to(next(model.parameters()).device).clone(memory_format=torch.channels_last)  # others see them as well

@@ -26,7 +26,8 @@ def exact(program: Program) -> Program:
         if len(readers) != 1 or program.steps[readers[0]].name != QUANTIZE:
             continue
         output = program.steps[readers[0]].quantizer
-        if step.name == "add" and all(isinstance(a, Value) and a in found for a in step.args):
+        plain_sum = step.name == "add" and step.options.get("alpha", 1) == 1
+        if plain_sum and all(isinstance(a, Value) and a in found for a in step.args):
             kernel = IntegerSum(*(found[a] for a in step.args), output)
             steps[readers[0]] = Step("integer_sum", step.args, step.shape, kernel)
         if not layer or not all(isinstance(a, Value) and a in found for a in layer[:2]):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import empty_student
+from .checkpoints import ForeignNetwork, empty_student
 from .folding import FoldedBatchNorm, replace_module
 from .layers import QuantLayer, quant_layers
 from .packing import pack, unpack
@@ -28,8 +28,11 @@ def save_packed(student: nn.Module, path: Path, facts: dict) -> int:
     """Write a quantized model and its facts, atomically; returns the file's size in bytes.
 
     facts: with `config` and `image_shape`, as `quantize` reports them, and `model`, the lab's name of the network.
+    Raises ValueError for a model without a quantized layer.
     """
     layers, values = quant_layers(student), student.state_dict()
+    if not layers:
+        raise ValueError("the model has no quantized layer: quantize it first")
     inputs = [q for layer in layers.values() for q in layer.input_quantizers]
     stored = {INPUTS[0]: torch.stack([q.scale.reshape(()) for q in inputs]),
               INPUTS[1]: torch.stack([q.zero_point.reshape(()) for q in inputs])}
@@ -64,6 +67,8 @@ def load_packed(path: Path, network: nn.Module | None = None) -> tuple[nn.Module
             raise ValueError("its checksum is wrong, some bytes have changed")
         facts = json.loads(text["facts"])
         return _fill(empty_student(facts, stored, network), stored), facts
+    except ForeignNetwork as error:
+        raise ValueError(f"{path} {error}") from None
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a packed model of this lab: {str(error).splitlines()[0]}. "
                          "Write it again with `python -m zsq_lab export`.") from error

@@ -29,7 +29,7 @@ def require_shown(scenes: Scenes) -> None:
                          "by: take others, or more of them")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: what a model keeps from this pass may meet gradients in the next
 def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset,
             progress: bool = False) -> Iterator[tuple[Scenes, object]]:
     """Batches of scenes, each with what the model (in eval mode) says about it."""
