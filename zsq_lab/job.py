@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from types import BuiltinFunctionType, FunctionType
 
 import torch
@@ -157,14 +158,18 @@ def fingerprint(teacher: nn.Module, *decides, images: Tensor | None = None) -> s
 
 def _written_by_others(module: nn.Module) -> tuple:
     """What a module of the user's computes beyond its numbers: its class's source, its plain values, its functions' names."""
-    try:
-        source = inspect.getsource(type(module))
-    except (OSError, TypeError):  # typed into an interpreter
-        code = getattr(type(module).forward, "__code__", None)
-        source = code and (code.co_code, code.co_names)
     values = {name: getattr(value, "__qualname__", value) for name, value in vars(module).items()
-              if isinstance(value, int | float | str) or isinstance(value, FunctionType | BuiltinFunctionType)}
-    return source, values
+              if isinstance(value, int | float | str | FunctionType | BuiltinFunctionType)}
+    return _source(type(module)), values
+
+
+@cache  # Python reads the whole file of a class to find it
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # written in a notebook or typed into an interpreter: what was made of it
+        code = getattr(kind.forward, "__code__", None)
+        return repr(code and (code.co_code, code.co_names, [c for c in code.co_consts if isinstance(c, int | float | str)]))
 
 
 def learning_rate(config: QuantConfig) -> float:
