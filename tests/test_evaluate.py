@@ -82,3 +82,18 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(RuntimeError):
         predict(model, split, data)
     assert model.training and model[0].training
+
+
+def test_a_network_that_views_its_maps_is_measured_as_it_is():
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), nn.Linear(4 * 36, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).view(len(x), -1))
+    model = awaken(Viewing())
+    data, split = dataset()
+    with torch.no_grad():
+        wanted = model(data.normalise(split.images).contiguous()).argmax(1)
+    assert torch.equal(predict(model, split, data), wanted)

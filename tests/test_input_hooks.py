@@ -6,6 +6,7 @@ from networks import IMAGE, TINY, awaken, images
 from torch import Tensor, nn
 
 from zsq_lab.deploy import deploy
+from zsq_lab.input_hooks import any_layout
 from zsq_lab.layers import QuantConfig, convert, quantization_off
 from zsq_lab.recipes import quantize
 
@@ -59,3 +60,30 @@ def test_images_given_by_keyword_are_copied_too():
     quantized = quantize(model, QuantConfig(8, 8), "rtn-bn", image_shape=IMAGE).model
     with torch.no_grad():
         assert torch.equal(quantized(x=x), quantized(x)) and torch.equal(x, images(4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", [Viewing, Normalising])
+def test_any_layout_takes_a_float_network_as_it_is_and_keeps_the_images(network):
+    model, x = awaken(network()), images(4).contiguous(memory_format=torch.channels_last)
+    before, say = x.clone(), any_layout(model)
+    wanted = model(x.clone(memory_format=torch.contiguous_format))
+    for _ in range(2):
+        torch.testing.assert_close(say(x), wanted)
+        assert torch.equal(x, before)
+
+
+def test_any_layout_finds_out_once_and_passes_on_other_errors():
+    class Counting(Viewing):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+    model = awaken(Counting())
+    say = any_layout(model)
+    with torch.no_grad():
+        say(images(4)), say(images(4))
+    assert model.calls == 3
+    with pytest.raises(RuntimeError, match="channels"):
+        say(torch.zeros(4, 2, 8, 8))

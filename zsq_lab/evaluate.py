@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from .data import Dataset, Split, batches
 from .graph import evaluating
+from .input_hooks import any_layout
 
 BATCH = 250  # of 32x32 images: large enough for two cores, small enough for their caches
 LEAST = 8  # of larger ones
@@ -21,12 +22,11 @@ def predict(model: nn.Module, split: Split, dataset: Dataset, *, limit: int | No
     """Predicted class [N] of the first `limit` images of a split (all by default)."""
     device = next(model.parameters()).device
     split = Split(split.images[:limit], split.labels[:limit])
-    size, predictions = batch_size(split.images.shape), []
+    size, predictions, say = batch_size(split.images.shape), [], any_layout(model)
     bar = tqdm(batches(split, size), "evaluating", -(-len(split) // size), disable=not progress, leave=False)
     with evaluating(model), bar:
         for images, _ in bar:
-            x = dataset.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
-            predictions.append(model(x).argmax(1).cpu())
+            predictions.append(say(dataset.normalise(images.to(device))).argmax(1).cpu())
     return torch.cat(predictions)
 
 

@@ -4,7 +4,7 @@ Where no image is at hand, agreement with the full-precision network on syntheti
 another number, and named as that. Evaluating reads and never writes: no range, no statistic, no mode changes.
 """
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .graph import evaluating
 from .image_folder import ImageFolder, Preprocess
+from .input_hooks import any_layout
 from .layers import QuantLayer, quant_layers
 from .memory import keep_freed_memory
 
@@ -85,11 +86,12 @@ def evaluate(models: dict[str, nn.Module], folder: ImageFolder, preprocess: Prep
     top: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
     bar = tqdm(total=len(folder), desc="evaluating", unit=" images", disable=not progress, leave=False)
+    say = {name: any_layout(model) for name, model in models.items()}
     with bar, _ready(models.values()):
         for pixels, wanted in folder.batches(preprocess, BATCH, workers):
             images = normalise(torch.from_numpy(pixels), preprocess)
             for name, model in models.items():
-                top[name].append(_top5(model, images))
+                top[name].append(_top5(say[name], images))
             labels.append(torch.from_numpy(wanted))
             bar.update(len(wanted))
     if not labels:
@@ -99,10 +101,10 @@ def evaluate(models: dict[str, nn.Module], folder: ImageFolder, preprocess: Prep
 
 def synthetic_agreement(model: nn.Module, full: nn.Module, images: Tensor) -> Share:
     """On how many synthetic images [N, ...] (held out: made with another seed than any the recipe saw) both say the same."""
-    same = 0
+    same, own, wanted = 0, any_layout(model), any_layout(full)
     with _ready([model, full]):
         for batch in images.split(BATCH):
-            same += int((_top5(model, batch)[:, 0] == _top5(full, batch)[:, 0]).sum())
+            same += int((_top5(own, batch)[:, 0] == _top5(wanted, batch)[:, 0]).sum())
     return Share(same, len(images))
 
 
@@ -119,11 +121,10 @@ def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 @torch.no_grad()  # and not inference_mode: what a model keeps from this pass may meet gradients in the next
-def _top5(model: nn.Module, images: Tensor) -> Tensor:
+def _top5(say: Callable[[Tensor], object], images: Tensor) -> Tensor:
     """The five likeliest classes [N, 5], best first. Raises ValueError, with the shapes, where the network refuses."""
-    images = images.to(next(model.parameters()).device).clone(memory_format=torch.channels_last)  # others see them as well
     try:
-        logits = model(images)
+        logits = say(images)
         return logits.topk(5).indices.cpu()
     except (RuntimeError, AttributeError) as error:
         raise ValueError(f"the network does not take images {tuple(images.shape[1:])} or does not give at least 5 "

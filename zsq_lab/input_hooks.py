@@ -3,10 +3,14 @@
 Networks run channels last (`layers.float_copy`), and several look at the same images. Forward pre-hooks, so that the student
 keeps them wherever it goes.
 """
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .graph import evaluating, example
+
+ONE_LAYOUT = "view size is not compatible"  # what PyTorch says where a model views a map as a vector, channels last
 
 
 def copy_images(_model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -32,6 +36,25 @@ def suit_layout(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
         with evaluating(model):
             model(example(model, image_shape))
     except Exception as error:  # any other one is the trace's to explain
-        if "view size is not compatible" in str(error):
+        if ONE_LAYOUT in str(error):
             model.to(memory_format=torch.contiguous_format).register_forward_pre_hook(channels_first, with_kwargs=True)
     return model
+
+
+def any_layout(model: nn.Module) -> Callable[[Tensor], object]:
+    """The model as a function of images [N, C, H, W], which stay as they are, on its own device; channels last, or first where it takes no other.
+
+    For networks that did not go through `suit_layout`. Which of the two is found out at the first call, not before.
+    """
+    layout, device = torch.channels_last, next(model.parameters()).device
+
+    def say(images: Tensor) -> object:
+        nonlocal layout
+        try:
+            return model(images.to(device).clone(memory_format=layout))
+        except RuntimeError as error:
+            if ONE_LAYOUT not in str(error) or layout is torch.contiguous_format:
+                raise
+        layout = torch.contiguous_format
+        return say(images)
+    return say

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .graph import evaluating
+from .input_hooks import any_layout
 from .scenes import UNLABELLED, SceneDataset, Scenes
 from .torchvision_compat import import_torchvision
 
@@ -33,11 +34,11 @@ def require_shown(scenes: Scenes) -> None:
 def outputs(model: nn.Module, scenes: Scenes, dataset: SceneDataset,
             progress: bool = False) -> Iterator[tuple[Scenes, object]]:
     """Batches of scenes, each with what the model (in eval mode) says about it."""
-    device = next(model.parameters()).device
+    device, say = next(model.parameters()).device, any_layout(model)
     starts = range(0, len(scenes), BATCH)
     for start in tqdm(starts, "evaluating", disable=not progress, leave=False):
         part = Scenes(scenes.images[start:start + BATCH], scenes.targets[start:start + BATCH])
-        yield part, model(dataset.normalise(part.images.to(device)).contiguous(memory_format=torch.channels_last))
+        yield part, say(dataset.normalise(part.images.to(device)))
 
 
 def mean_iou(model: nn.Module, scenes: Scenes, dataset: SceneDataset, read, progress: bool = False) -> dict:
