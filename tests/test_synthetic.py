@@ -14,6 +14,7 @@ from zsq_lab.health import Stopped
 from zsq_lab.job import BUDGETS, Budget, Job, learning_rate
 from zsq_lab.layers import QuantConfig, convert, quant_layers
 from zsq_lab.resume import RunState
+from zsq_lab.tasks import SEGMENTATION
 
 CALIBRATION_ONLY = (synthetic.zeroq, synthetic.gznq)
 FINE_TUNED = (synthetic.distilled, synthetic.gznq_finetuned, synthetic.zs_cgan, synthetic.zs_cgan_paper, synthetic.zaq,
@@ -168,6 +169,40 @@ def test_large_images_are_reconstructed_and_equalized_only_where_batchnorms_are_
         wanted, own = work.teacher(images(2, shape)), work.student(images(2, shape))
         torch.testing.assert_close(wanted, teacher(images(2, shape)), rtol=1e-3, atol=1e-3)
     assert (own - wanted).square().sum() < 0.1 * wanted.square().sum()
+
+
+@pytest.mark.parametrize("bits, far", [(2, True), (8, False)])
+def test_scenes_are_rounded_where_the_student_starts_far_and_tuned_where_it_does_not(monkeypatch, bits, far):
+    monkeypatch.setattr(synthetic, "FAR", 0.1)  # a network of few layers, untrained, starts nearer
+    shape, config = (3, 128, 128), QuantConfig(bits, bits)
+    net = awaken(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1),
+                               nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1)))
+    teacher, student = convert(net, config, shape)
+    work = Job(teacher, student, config, shape, replace(TINY, images=4, image_batch=4, finetune_iterations=6), 0,
+               task=SEGMENTATION)
+    synthetic.best(work)
+    assert (work.notes["feature_error"] >= 0.1) == far and work.notes.get("joint_iterations") == (3 if far else None)
+    layers = quant_layers(work.student).values()
+    on_grid = [torch.allclose(layer.weight_quantizer(layer.layer.weight), layer.layer.weight, atol=1e-6) for layer in layers]
+    assert all(on_grid) if far else not any(on_grid)
+    assert work.notes["finetune_iterations"] == (2 if far else 6)
+
+
+def test_scenes_of_a_network_without_blocks_are_rounded_together(monkeypatch):
+    monkeypatch.setattr(synthetic, "FAR", 0.0)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.conv(self.norm(self.conv(x)).relu())
+    shape, config = (3, 128, 128), QuantConfig(2, 2)
+    teacher, student = convert(awaken(Twice()), config, shape)
+    work = Job(teacher, student, config, shape, replace(TINY, images=4, image_batch=4), 0, task=SEGMENTATION)
+    synthetic.best(work)
+    assert work.notes["joint_iterations"] == TINY.finetune_iterations // 2
 
 
 class Answer:

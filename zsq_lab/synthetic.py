@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import adversary, zscgan
-from .blocks import required_blocks
+from .blocks import find_blocks, required_blocks
 from .distill import (
     FAR,
     Sampler,
@@ -29,11 +29,13 @@ from .image_start import suited
 from .images import count_classes
 from .job import Job, learning_rate, pool_sampler
 from .joint_rounding import exact_weights, round_together
+from .memory import is_large
 from .patches import patched
 from .reconstruct import reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
+BLOCK_SHARE, JOINT_SHARE = 3, 2  # of scenes: a third of the steps for each block, half of them for all; more learn by heart
 PATCHED_STEPS = 2000  # or more: any student learns the images by heart in the end, one that starts FAR from its teacher sooner
 
 
@@ -51,7 +53,7 @@ def best(job: Job) -> None:
     """Optimised images, equalized weights, then fine-tuning that compares at every layer. Where the student starts far from
     its teacher: outputs twice (`thorough_loss`), in longer steps, and on images with patches of others, as in long runs.
 
-    Large images: roundings are learned block by block, then all at once.
+    Large images: roundings are learned block by block, then all at once; of scenes where the student starts far.
     """
     _best_on(job, _optimised(job))
 
@@ -147,27 +149,37 @@ def _finetune_on(job: Job, images: Tensor) -> None:
 
 def _best_on(job: Job, images: Tensor) -> None:
     equalize_where_it_serves(job, images)
-    if job.large:
-        _reconstruct_on(job, images, jointly=True)
-    else:
-        job.fit(images[:job.range_images])
-        draw, begun = pool_sampler(images, job.budget.batch_size), _begun(job, images[:job.budget.batch_size])
-        by_heart = begun >= FAR or job.budget.finetune_iterations >= PATCHED_STEPS
-        _finetune(job, patched(draw) if by_heart else draw, dense_layers, suited_loss(begun), suited_rate(begun))
-
-
-def _reconstruct_on(job: Job, images: Tensor, *, jointly: bool = False) -> None:
     job.fit(images[:job.range_images])
-    exact = exact_weights(job.student)
-    reconstruct(job.student, job.teacher, images, required_blocks(job.student, job.image_shape), seed=job.seed,
-                iterations=job.budget.finetune_iterations, batch_size=job.budget.batch_size, progress=job.progress,
-                run=job.run)
-    job.notes |= {"finetune_iterations": job.budget.finetune_iterations, "batch_size": job.budget.batch_size}
-    if jointly and job.budget.joint_iterations:
-        round_together(job.student, job.teacher, exact, pool_sampler(images, job.budget.batch_size), job.compared(),
-                       iterations=job.budget.joint_iterations, seed=job.seed, progress=job.progress, run=job.run,
-                       loss=partial(knowledge_loss, task=job.task))
-        job.notes["joint_iterations"] = job.budget.joint_iterations
+    draw, steps = pool_sampler(images, job.budget.batch_size), job.budget.finetune_iterations
+    if job.large:
+        _round(job, images, required_blocks(job.student, job.image_shape), draw, (steps, job.budget.joint_iterations))
+        return
+    begun = _begun(job, images[:job.budget.batch_size])
+    if begun >= FAR or steps >= PATCHED_STEPS:
+        draw = patched(draw)
+    if begun >= FAR and is_large(job.image_shape):
+        blocks = find_blocks(job.student, job.image_shape)
+        _round(job, images, blocks, draw, (steps // BLOCK_SHARE, steps // JOINT_SHARE), dense_layers, suited_loss(begun))
+    else:
+        _finetune(job, draw, dense_layers, suited_loss(begun), suited_rate(begun))
+
+
+def _reconstruct_on(job: Job, images: Tensor) -> None:
+    job.fit(images[:job.range_images])
+    blocks = required_blocks(job.student, job.image_shape)
+    _round(job, images, blocks, pool_sampler(images, job.budget.batch_size), (job.budget.finetune_iterations, 0))
+
+
+def _round(job: Job, images: Tensor, blocks: list[str], draw: Sampler, steps: tuple[int, int], find=stage_layers,
+           loss=knowledge_loss) -> None:
+    """Learn the roundings of a student whose ranges are set: so many steps of each block, so many of all together."""
+    exact, common = exact_weights(job.student), {"seed": job.seed, "progress": job.progress, "run": job.run}
+    reconstruct(job.student, job.teacher, images, blocks, iterations=steps[0], batch_size=job.budget.batch_size, **common)
+    job.notes |= {"finetune_iterations": steps[0], "batch_size": job.budget.batch_size}
+    if steps[1]:
+        round_together(job.student, job.teacher, exact, draw, job.compared(find), iterations=steps[1],
+                       loss=partial(loss, task=job.task), **common)
+        job.notes["joint_iterations"] = steps[1]
 
 
 def _begun(job: Job, images: Tensor) -> float:
