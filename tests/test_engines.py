@@ -1,6 +1,8 @@
 """One contract for every engine: the same items give the same results, and what goes wrong with one stays with it."""
 import os
+import subprocess
 import sys
+import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -121,6 +123,28 @@ def test_jobs_are_cancelled_when_the_sweep_is_stopped(tmp_path, makers):
     executor.jobs[job] = Future()
     executor.shutdown(cancel_futures=True)
     assert job.cancelled
+
+
+def lives(pid: int) -> bool:
+    """And is not only waiting for somebody to take note of its end."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and ") Z " not in stat.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux's /proc says what became of a process")
+def test_workers_end_with_the_process_that_started_them(here):
+    program = "import os, time; from zsq_lab.engines import Processes\n" \
+              "if __name__ == '__main__':\n" \
+              "    pool = Processes(1); print(pool.submit(os.getpid).result(), flush=True); pool.submit(time.sleep, 600)\n" \
+              "    time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as starter:
+        worker = int(starter.stdout.readline())
+        assert lives(worker)
+        starter.kill()
+    until = time.monotonic() + 20
+    while lives(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not lives(worker)
 
 
 def test_processes_do_no_more_at_once_than_they_are(here):

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 POLL = 2.0  # seconds between two looks at a SLURM job
@@ -17,6 +17,17 @@ INSTALL = "pip install -c constraints.txt -e .[cluster]"
 def cores() -> int:
     """Cores that this process may use, which SLURM, containers and taskset limit to less than the computer has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """Called first in a worker: where the process that started it is gone, killed perhaps, the worker ends as well.
+
+    Nobody would take its results any more, and it would wait for calls for ever.
+    """
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class InProcess(Executor):
@@ -47,7 +58,7 @@ class Processes(Executor):
     def _run(self, fn, args, kwargs):
         me = threading.get_ident()
         if me not in self.pools:
-            self.pools[me] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            self.pools[me] = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
         try:
             return self.pools[me].submit(fn, *args, **kwargs).result()
         except BrokenExecutor:
