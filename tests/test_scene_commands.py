@@ -1,6 +1,7 @@
 """Masks and boxes on the command line, end to end: quantize, write, read back, sweep; your own folder;
 wrong arguments."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from zsq_lab.checkpoints import checkpoint_path
 from zsq_lab.job import BUDGETS, Budget
+from zsq_lab.recipes import RECIPES
 from zsq_lab.results import load
 
 METRICS = {"segmenter": "mIoU", "detector": "mAP50"}
@@ -41,7 +43,7 @@ def test_sweep_measures_scenes(capsys, tmp_path):
     assert status == 0 and row["n_test"] == 20 and row["model"] == "embedded/detector" and abs(row["drop"]) < 8
 
 
-def test_your_own_scenes(capsys, tmp_path):
+def test_your_own_scenes(capsys, tmp_path, monkeypatch):
     if not checkpoint_path("camvid/segmenter").is_file():
         pytest.skip("camvid/segmenter is not trained yet")
     for kind, values in (("images", np.full((90, 120, 3), 90)), ("masks", np.full((90, 120), 3))):
@@ -51,8 +53,10 @@ def test_your_own_scenes(capsys, tmp_path):
     status, out, _ = run(capsys, "evaluate", "--model", "camvid/segmenter", "--data", str(tmp_path), "--json")
     assert status == 0 and json.loads(out)["n_test"] == 1
     (tmp_path / "test" / "masks" / "one.png").unlink()
-    status, _, err = run(capsys, "evaluate", "--model", "camvid/segmenter", "--data", str(tmp_path))
-    assert status == 1 and "one.png is an image without a mask" in err and len(err.strip().splitlines()) == 1
+    monkeypatch.setitem(RECIPES, "rtn-bn", replace(RECIPES["rtn-bn"], run=lambda job: pytest.fail("work was begun")))
+    for command in (["evaluate"], ["quantize", "--recipe", "rtn-bn"]):
+        status, _, err = run(capsys, *command, "--model", "camvid/segmenter", "--data", str(tmp_path))
+        assert status == 1 and "one.png is an image without a mask" in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments, named", [

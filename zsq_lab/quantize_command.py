@@ -51,6 +51,7 @@ def _run(args, config) -> None:
     from .tasks import task_of
     name, dataset, network = named(args)
     task = task_of(name)
+    test = dataset.test()  # before the work: a damaged file is named now, and not when it is done
     needs_images = RECIPES[args.recipe].needs_images
     images = real_images(dataset.train(), dataset, len(dataset.train()), args.seed) if needs_images else None
     result = quantized(args, network, config, image_shape=dataset.image_shape, images=images, task=task)
@@ -60,7 +61,6 @@ def _run(args, config) -> None:
     form = {"config": result.report["config"], "image_shape": list(dataset.image_shape), "classes": len(dataset.classes)}
     if args.out:
         save_model(result.model, args.out, fields | form)  # it is there, whatever becomes of the measuring
-    test = dataset.test()
     measured = [task.measure(model, test, dataset, args.n_test, progress=True) for model in (network, result.model)]
     before, after = (values[task.metric] for values in measured)
     fields |= {"fp_accuracy": round(before, 4), "accuracy": round(after, 4), "drop": round(before - after, 4),
