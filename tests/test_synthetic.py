@@ -171,9 +171,10 @@ def test_large_images_are_reconstructed_and_equalized_only_where_batchnorms_are_
     assert (own - wanted).square().sum() < 0.1 * wanted.square().sum()
 
 
-@pytest.mark.parametrize("bits, far", [(2, True), (8, False)])
-def test_scenes_are_rounded_where_the_student_starts_far_and_tuned_where_it_does_not(monkeypatch, bits, far):
+@pytest.mark.parametrize("bits, many, rounded", [(2, 6, True), (2, 7, False), (8, 6, False)])
+def test_roundings_are_learned_on_scenes_where_the_student_starts_far_and_steps_are_many(monkeypatch, bits, many, rounded):
     monkeypatch.setattr(synthetic, "FAR", 0.1)  # a network of few layers, untrained, starts nearer
+    monkeypatch.setattr(synthetic, "ROUNDED_STEPS", many)
     shape, config = (3, 128, 128), QuantConfig(bits, bits)
     net = awaken(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1),
                                nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1)))
@@ -181,15 +182,17 @@ def test_scenes_are_rounded_where_the_student_starts_far_and_tuned_where_it_does
     work = Job(teacher, student, config, shape, replace(TINY, images=4, image_batch=4, finetune_iterations=6), 0,
                task=SEGMENTATION)
     synthetic.best(work)
-    assert (work.notes["feature_error"] >= 0.1) == far and work.notes.get("joint_iterations") == (3 if far else None)
+    assert (work.notes["feature_error"] >= 0.1) == (bits == 2)
     layers = quant_layers(work.student).values()
     on_grid = [torch.allclose(layer.weight_quantizer(layer.layer.weight), layer.layer.weight, atol=1e-6) for layer in layers]
-    assert all(on_grid) if far else not any(on_grid)
-    assert work.notes["finetune_iterations"] == (2 if far else 6)
+    assert all(on_grid) if rounded else not any(on_grid)
+    assert work.notes["finetune_iterations"] == (2 if rounded else 6)
+    assert work.notes.get("joint_iterations") == (3 if rounded else None)
 
 
 def test_scenes_of_a_network_without_blocks_are_rounded_together(monkeypatch):
     monkeypatch.setattr(synthetic, "FAR", 0.0)
+    monkeypatch.setattr(synthetic, "ROUNDED_STEPS", 0)
 
     class Twice(nn.Module):
         def __init__(self):
