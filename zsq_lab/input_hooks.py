@@ -42,9 +42,10 @@ def suit_layout(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
 
 
 def any_layout(model: nn.Module) -> Callable[[Tensor], object]:
-    """The model as a function of images [N, C, H, W], which stay as they are, on its own device; channels last, or first where it takes no other.
+    """The model as a function of images [N, C, H, W] on any device, which stay as they are.
 
-    For networks that did not go through `suit_layout`. Which of the two is found out at the first call, not before.
+    It gets them channels last, or first where it takes no other, which shows at the first call. For networks that did not
+    go through `suit_layout`.
     """
     layout, device = torch.channels_last, next(model.parameters()).device
 

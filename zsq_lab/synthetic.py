@@ -35,7 +35,7 @@ from .reconstruct import reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
-ROUNDED_STEPS = 500  # or more: roundings are learned on scenes, not weights; fewer steps bring weights farther
+ROUNDED_STEPS = 500  # or more: where the student starts FAR, roundings are learned on scenes; fewer steps serve weights better
 BLOCK_SHARE, JOINT_SHARE = 3, 2  # a third of the steps for each block, half of them for all; more learn by heart
 PATCHED_STEPS = 2000  # or more: any student learns the images by heart in the end, one that starts FAR from its teacher sooner
 
@@ -54,7 +54,7 @@ def best(job: Job) -> None:
     """Optimised images, equalized weights, then fine-tuning that compares at every layer. Where the student starts far from
     its teacher: outputs twice (`thorough_loss`), in longer steps, and on images with patches of others, as in long runs.
 
-    Large images: roundings are learned block by block, then all at once; on scenes where the student starts far and steps are many.
+    Large images: roundings are learned block by block, then all at once; of scenes where it starts far and steps are many.
     """
     _best_on(job, _optimised(job))
 
