@@ -53,6 +53,16 @@ def test_every_weight_goes_to_one_of_two_grid_points_around_it():
     assert moved > 0
 
 
+def test_the_ranges_of_narrow_inputs_move_with_the_roundings():
+    _, student, _, _, together = after_blocks()
+    inner = [layer.input_quantizer for layer in quant_layers(student).values()][1:]
+    for quantizer in inner:
+        quantizer.bits, quantizer.quant_max = 3, 7
+    before = [quantizer.scale.item() for quantizer in inner]
+    together(iterations=60)
+    assert all(abs(quantizer.scale.item() / old - 1) > 0.05 for quantizer, old in zip(inner, before, strict=True))
+
+
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path):
     class Stop(Exception):
         pass

@@ -38,6 +38,17 @@ def test_every_block_and_the_output_come_closer_to_the_teacher(network):
     assert same_state(kept, teacher.state_dict()) and not any(p.requires_grad for p in student.parameters())
 
 
+def test_ranges_of_inputs_that_are_far_too_wide_are_learned():
+    teacher, student, x = pair(Residual(), bits=8, activation_bits=4, n=64)
+    fitted = {name: layer.input_quantizer.scale.item() for name, layer in quant_layers(student).items()}
+    for layer in quant_layers(student).values():
+        layer.input_quantizer.scale.data.mul_(2.5)
+    reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=60)
+    inner = [name for name, layer in quant_layers(student).items() if layer.input_quantizer.bits == 4]
+    assert len(inner) > 2
+    assert all(quant_layers(student)[name].input_quantizer.scale.item() < 1.6 * fitted[name] for name in inner)
+
+
 def test_the_blocks_error_is_that_of_its_output_on_the_inputs_that_it_gets():
     """The last block of a chain gives the network's output: its error is the network's."""
     teacher, student, x = pair(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)))

@@ -5,6 +5,8 @@ Here the whole network is the block: every weight still goes to one of the two g
 straight through), and gradients come from the output and from where the resolution changes. With a choice between two
 points for each weight a few hundred images cannot lead it far astray, as they do when weights move freely (notebook 07).
 """
+from functools import partial
+
 from torch import Tensor, nn
 
 from .distill import Sampler, finetune, knowledge_loss
@@ -12,7 +14,7 @@ from .reconstruct import rounding_groups, softly_rounded
 from .resume import RunState
 from .starts import layers_of, set_weights
 
-LEARNING_RATE = 0.01  # of the V; biases and scales as in `reconstruct`
+LEARNING_RATE, SCALE_RATE = 0.01, 1.0  # of the V, and of scales relative to that; the blocks have found them nearly
 
 
 def exact_weights(student: nn.Module) -> list[Tensor]:
@@ -32,4 +34,4 @@ def round_together(student: nn.Module, teacher: nn.Module, exact: list[Tensor], 
     set_weights(layers, exact)
     with softly_rounded(student, start):
         finetune(student, teacher, sampler, stages, iterations=iterations, learning_rate=learning_rate, seed=seed,
-                 progress=progress, run=run, loss=loss, groups=rounding_groups)
+                 progress=progress, run=run, loss=loss, groups=partial(rounding_groups, scale_rate=SCALE_RATE))

@@ -27,7 +27,7 @@ from .starts import best_start, correct_bias, layers_of, set_weights
 from .tasks import relative_error
 
 LEARNING_RATE = 0.005  # of the V that decide the roundings
-SCALE_RATE, BIAS_RATE = 0.1, 0.05  # times that: a scale's step relative to its own size, a bias's relative to their mean
+SCALE_RATE, BIAS_RATE = 10.0, 0.05  # times that: a scale's step relative to its own size, a bias's relative to their mean
 TEACHERS_SHARE, NARROW = 0.5, 4  # of the input values that are the teacher's, where activations have so many bits or fewer
 POSITIONS = 28 * 28  # of an input, beyond which a batch holds fewer images: each has more places to learn from
 
@@ -129,14 +129,14 @@ def _train(name: str, block: nn.Module, data: tuple[Tensor, Tensor, Tensor], err
             parameter.grad = None
 
 
-def rounding_groups(layers: list[QuantLayer], learning_rate: float) -> list[dict]:
+def rounding_groups(layers: list[QuantLayer], learning_rate: float, scale_rate: float = SCALE_RATE) -> list[dict]:
     """What `softly_rounded` layers learn, for an optimiser: V at the learning rate; biases and scales in steps proportional
-    to their own size (Adam's steps are not)."""
+    to their own size (Adam's steps are not), scales in steps of `scale_rate` times the learning rate."""
     groups = [{"params": [layer.weight_quantizer.v for layer in layers], "lr": learning_rate}]
     for layer in layers:
         if layer.layer.bias is not None:
             size = layer.layer.bias.detach().abs().mean().item()
             groups.append({"params": [layer.layer.bias], "lr": BIAS_RATE * learning_rate * size})
-        groups += [scale_group(quantizer, SCALE_RATE * learning_rate)
+        groups += [scale_group(quantizer, scale_rate * learning_rate)
                    for quantizer in (layer.weight_quantizer.quantizer, *layer.input_quantizers)]
     return groups
