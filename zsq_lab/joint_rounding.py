@@ -2,7 +2,7 @@
 
 A block only sees its own output; what its error does to the answer, and which errors of two blocks cancel, it cannot know.
 Here the whole network is the block: every weight still goes to one of the two grid points around it (`soft_rounding`,
-straight through), and gradients come from the output and from where the resolution changes. With a choice between two
+straight through), and gradients come from the output and from every layer. With a choice between two
 points for each weight a few hundred images cannot lead it far astray, as they do when weights move freely (notebook 07).
 """
 from functools import partial
@@ -14,7 +14,7 @@ from .reconstruct import rounding_groups, softly_rounded
 from .resume import RunState
 from .starts import layers_of, set_weights
 
-LEARNING_RATE, SCALE_RATE = 0.01, 1.0  # of the V, and of scales relative to that; the blocks have found them nearly
+LEARNING_RATE, SCALE_RATE = 0.01, 0.5  # of the V; times that: a scale's step relative to its own size
 
 
 def exact_weights(student: nn.Module) -> list[Tensor]:
@@ -23,15 +23,16 @@ def exact_weights(student: nn.Module) -> list[Tensor]:
 
 
 def round_together(student: nn.Module, teacher: nn.Module, exact: list[Tensor], sampler: Sampler, stages: list[str], *,
-                   iterations: int, learning_rate: float = LEARNING_RATE, seed: int = 0, progress: bool = False,
-                   run: RunState | None = None, loss=knowledge_loss) -> None:
+                   iterations: int, learning_rate: float = LEARNING_RATE, scale_rate: float = SCALE_RATE, seed: int = 0,
+                   progress: bool = False, run: RunState | None = None, loss=knowledge_loss) -> None:
     """Decide all roundings of the student in place, from those that it has; biases and scales learn too.
 
-    student: its weights on their grids. exact: `exact_weights` from before. The rest as `distill.finetune` takes it.
+    student: its weights on their grids. exact: `exact_weights` from before. scale_rate: times the learning rate, a fifth of
+    the default or less where `stages` are few: there fast scales go astray. The rest as `distill.finetune` takes it.
     Raises `health.Stopped` when the loss stops being a number; the student then keeps the roundings that it had reached.
     """
     layers, start = layers_of(student), exact_weights(student)
     set_weights(layers, exact)
     with softly_rounded(student, start):
         finetune(student, teacher, sampler, stages, iterations=iterations, learning_rate=learning_rate, seed=seed,
-                 progress=progress, run=run, loss=loss, groups=partial(rounding_groups, scale_rate=SCALE_RATE))
+                 progress=progress, run=run, loss=loss, groups=partial(rounding_groups, scale_rate=scale_rate))
