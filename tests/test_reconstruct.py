@@ -43,7 +43,7 @@ def test_ranges_of_inputs_that_are_far_too_wide_are_learned():
     fitted = {name: layer.input_quantizer.scale.item() for name, layer in quant_layers(student).items()}
     for layer in quant_layers(student).values():
         layer.input_quantizer.scale.data.mul_(2.5)
-    reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=60)
+    reconstruct(student, teacher, x, find_blocks(student, IMAGE), iterations=60, scale_rate=10.0)
     inner = [name for name, layer in quant_layers(student).items() if layer.input_quantizer.bits == 4]
     assert len(inner) > 2
     assert all(quant_layers(student)[name].input_quantizer.scale.item() < 1.6 * fitted[name] for name in inner)

@@ -27,20 +27,21 @@ from .starts import best_start, correct_bias, layers_of, set_weights
 from .tasks import relative_error
 
 LEARNING_RATE = 0.005  # of the V that decide the roundings
-SCALE_RATE, BIAS_RATE = 10.0, 0.05  # times that: a scale's step relative to its own size, a bias's relative to their mean
+SCALE_RATE, BIAS_RATE = 0.1, 0.05  # times that: a scale's step relative to its own size, a bias's relative to their mean
 TEACHERS_SHARE, NARROW = 0.5, 4  # of the input values that are the teacher's, where activations have so many bits or fewer
 POSITIONS = 28 * 28  # of an input, beyond which a batch holds fewer images: each has more places to learn from
 
 
 @torch.inference_mode(False)  # gradients are needed here, whatever the caller has switched off
 def reconstruct(student: nn.Module, teacher: nn.Module, images: Tensor, names: list[str], *, iterations: int,
-                learning_rate: float = LEARNING_RATE, batch_size: int = 16, seed: int = 0,
-                on_block: Callable[[str, float, float], None] | None = None, progress: bool = False,
+                learning_rate: float = LEARNING_RATE, scale_rate: float = SCALE_RATE, batch_size: int = 16,
+                seed: int = 0, on_block: Callable[[str, float, float], None] | None = None, progress: bool = False,
                 run: RunState | None = None) -> None:
     """Train roundings, biases and scales of the student's blocks in place, `iterations` steps each; ranges frozen again.
 
     student: ranges set, weights not yet rounded. images: [N, ...], synthetic. names: `blocks.find_blocks`. learning_rate:
-    Adam's, cosine to zero. batch_size: images of a step, fewer in blocks whose inputs have more than POSITIONS positions.
+    Adam's, cosine to zero. scale_rate: times that is a scale's step, relative to its own size. batch_size: images of a
+    step, fewer in blocks whose inputs have more than POSITIONS positions.
     on_block(name, before, after) gets the block's relative error with its weights rounded to nearest, and at the end.
     Raises `health.Stopped` when a loss stops being a number.
     """
@@ -63,8 +64,9 @@ def reconstruct(student: nn.Module, teacher: nn.Module, images: Tensor, names: l
             before, error, start = best_start(block, inputs, wanted)
             untrained = copy.deepcopy(block.state_dict())
             with softly_rounded(block, start):
-                _train(name, block, (inputs, teachers, wanted), error, iterations, learning_rate,
-                       images_per_step(inputs, batch_size), random, bar)
+                _train(name, block, (inputs, teachers, wanted), error, iterations,
+                       rounding_groups(layers_of(block), learning_rate, scale_rate), images_per_step(inputs, batch_size),
+                       random, bar)
             _, after = correct_bias(block, inputs, wanted)
             if after > error:  # few steps on few images need not have helped
                 block.load_state_dict(untrained)
@@ -101,10 +103,9 @@ def softly_rounded(block: nn.Module, start: list[Tensor]) -> Iterator[None]:
 
 
 def _train(name: str, block: nn.Module, data: tuple[Tensor, Tensor, Tensor], error: float, iterations: int,
-           learning_rate: float, batch_size: int, random: torch.Generator, bar: tqdm) -> None:
+           groups: list[dict], batch_size: int, random: torch.Generator, bar: tqdm) -> None:
     inputs, teachers, wanted = data
     layers = layers_of(block)
-    groups = rounding_groups(layers, learning_rate)
     parameters = [p.requires_grad_(True) for group in groups for p in group["params"]]
     optimizer, rates = torch.optim.Adam(groups), [group["lr"] for group in groups]
     mixing = any(quantizer.bits <= NARROW for layer in layers for quantizer in layer.input_quantizers)
@@ -120,7 +121,7 @@ def _train(name: str, block: nn.Module, data: tuple[Tensor, Tensor, Tensor], err
             loss = relative_error(block(channels_last(part(x))), part(wanted[chosen])) / (error + 1e-12)
             if not isfinite(loss.item()):
                 raise Stopped(f"reconstruction of block '{name}' diverged at iteration {iteration}: lower the learning rate "
-                              f"({learning_rate}), or use more bits or recipe 'distilled'; the input model is unchanged")
+                              f"({rates[0]}), or use more bits or recipe 'distilled'; the input model is unchanged")
             take_step(optimizer, loss, parameters)
             bar.update()
     finally:

@@ -28,16 +28,16 @@ from .image_maker import make_images
 from .image_start import suited
 from .images import count_classes
 from .job import Job, learning_rate, pool_sampler
-from .joint_rounding import SCALE_RATE, exact_weights, round_together
+from .joint_rounding import exact_weights, round_together
 from .memory import is_large
 from .patches import patched
-from .reconstruct import reconstruct
+from .reconstruct import SCALE_RATE, reconstruct
 
 SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more channels would cost more than the network
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 ROUNDED_STEPS = 500  # or more: where the student starts FAR, roundings are learned on scenes; fewer steps serve weights better
 BLOCK_SHARE, JOINT_SHARE = 3, 2  # a third of the steps for each block, half of them for all; more learn by heart
-SCENE_SCALE_RATE = 1.0  # of the scales there while all are rounded together, where photographs have `joint_rounding.SCALE_RATE`
+SCENE_SCALE_RATES = 10.0, 1.0  # of the scales there, for a block and for all; on photographs that spoils narrow activations
 PATCHED_STEPS = 2000  # or more: any student learns the images by heart in the end, one that starts FAR from its teacher sooner
 
 
@@ -161,7 +161,8 @@ def _best_on(job: Job, images: Tensor) -> None:
         draw = patched(draw)
     if begun >= FAR and is_large(job.image_shape) and steps >= ROUNDED_STEPS:
         blocks = find_blocks(job.student, job.image_shape)
-        _round(job, images, blocks, draw, (steps // BLOCK_SHARE, steps // JOINT_SHARE), SCENE_SCALE_RATE)
+        _round(job, images, blocks, draw, (steps // BLOCK_SHARE, steps // JOINT_SHARE), dense_layers, suited_loss(begun),
+               SCENE_SCALE_RATES)
     else:
         _finetune(job, draw, dense_layers, suited_loss(begun), suited_rate(begun))
 
@@ -172,16 +173,16 @@ def _reconstruct_on(job: Job, images: Tensor) -> None:
     _round(job, images, blocks, pool_sampler(images, job.budget.batch_size), (job.budget.finetune_iterations, 0))
 
 
-def _round(job: Job, images: Tensor, blocks: list[str], draw: Sampler, steps: tuple[int, int],
-           scale_rate: float = SCALE_RATE) -> None:
-    """Learn the roundings of a student whose ranges are set: so many steps of each block, so many of all together, compared
-    as a student is that starts FAR."""
+def _round(job: Job, images: Tensor, blocks: list[str], draw: Sampler, steps: tuple[int, int], find=stage_layers,
+           loss=knowledge_loss, scale_rates: tuple[float, float] = (SCALE_RATE, SCALE_RATE)) -> None:
+    """Learn the roundings of a student whose ranges are set: so many steps of each block, so many of all together."""
     exact, common = exact_weights(job.student), {"seed": job.seed, "progress": job.progress, "run": job.run}
-    reconstruct(job.student, job.teacher, images, blocks, iterations=steps[0], batch_size=job.budget.batch_size, **common)
+    reconstruct(job.student, job.teacher, images, blocks, iterations=steps[0], scale_rate=scale_rates[0],
+                batch_size=job.budget.batch_size, **common)
     job.notes |= {"finetune_iterations": steps[0], "batch_size": job.budget.batch_size}
     if steps[1]:
-        round_together(job.student, job.teacher, exact, draw, job.compared(dense_layers), iterations=steps[1],
-                       loss=partial(suited_loss(FAR), task=job.task), scale_rate=scale_rate, **common)
+        round_together(job.student, job.teacher, exact, draw, job.compared(find), iterations=steps[1],
+                       loss=partial(loss, task=job.task), scale_rate=scale_rates[1], **common)
         job.notes["joint_iterations"] = steps[1]
 
 
