@@ -181,7 +181,14 @@ def test_roundings_are_learned_on_scenes_where_the_student_starts_far_and_steps_
     teacher, student = convert(net, config, shape)
     work = Job(teacher, student, config, shape, replace(TINY, images=4, image_batch=4, finetune_iterations=6), 0,
                task=SEGMENTATION)
+    rates = []
+    for name in ("reconstruct", "round_together"):
+        def watched(*args, real=getattr(synthetic, name), **more):
+            rates.append(more["scale_rate"])
+            return real(*args, **more)
+        monkeypatch.setattr(synthetic, name, watched)
     synthetic.best(work)
+    assert tuple(rates) == (synthetic.SCENE_SCALE_RATES if rounded else ())
     assert (work.notes["feature_error"] >= 0.1) == (bits == 2)
     layers = quant_layers(work.student).values()
     on_grid = [torch.allclose(layer.weight_quantizer(layer.layer.weight), layer.layer.weight, atol=1e-6) for layer in layers]

@@ -37,7 +37,7 @@ SCENE_WIDTHS = (32, 16)  # of a generator: a scene has so many pixels that more 
 MANY_CLASSES = 100  # from here on the label also conditions the generator's BatchNorms
 ROUNDED_STEPS = 500  # or more: where the student starts FAR, roundings are learned on scenes; fewer steps serve weights better
 BLOCK_SHARE, JOINT_SHARE = 3, 2  # a third of the steps for each block, half of them for all; more learn by heart
-SCENE_SCALE_RATES = 10.0, 1.0  # of the scales there, for a block and for all; on photographs that spoils narrow activations
+SCENE_SCALE_RATES = 10.0, 1.0  # of the scales there, for a block and for all; photographs: `data/results/imagenet.md`
 PATCHED_STEPS = 2000  # or more: any student learns the images by heart in the end, one that starts FAR from its teacher sooner
 
 
